@@ -1,0 +1,5 @@
+"""python -m robustglimpse."""
+
+from robustglimpse.cli import main
+
+main()

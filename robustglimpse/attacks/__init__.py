@@ -1,0 +1,56 @@
+"""Attacks by name. An attack sees a callable, tensors and a threat; it never judges itself."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from robustglimpse.records import UserError
+from robustglimpse.registry import Call, find, resolve
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One line of the table of attacks.
+
+    norms: those it is defined for.  iterative: takes `steps` and `step_size`, so that one run is a
+    whole curve.  needs: what it reads of the model.  cost: forwards + backwards per sample.
+    """
+
+    target: str
+    norms: tuple[str, ...]
+    iterative: bool
+    needs: str
+    cost: str
+    source: str
+
+
+ATTACKS: dict[str, AttackRow] = {
+    "fgsm": AttackRow(
+        "robustglimpse.attacks.gradient:fgsm", ("linf", "l2"), False, "gradients", "2 + 1",
+        "Goodfellow et al. 2015",
+    ),
+    "pgd": AttackRow(
+        "robustglimpse.attacks.gradient:pgd", ("linf", "l2"), True, "gradients", "(steps + 1) + steps",
+        "Madry et al. 2018",
+    ),
+}  # fmt: skip
+
+
+def check_call(call: Call, norm: str) -> AttackRow:
+    """Return the row of a call. Raises UserError for an unknown attack, argument, or norm."""
+    row = find(ATTACKS, call.name, kind="attack")
+    if norm not in row.norms:
+        raise UserError(f"{call.name} is defined for {' and '.join(row.norms)}, not {norm!r}")
+    known = options_of(row)
+    for key, _ in call.arguments:
+        if key not in known:
+            raise UserError(f"{call.name} has no argument {key!r}; it takes {', '.join(known) or 'none'}")
+    return row
+
+
+def options_of(row: AttackRow) -> dict[str, Any]:
+    """Return the keyword arguments an attack takes and their defaults (inspect.Parameter.empty: needed)."""
+    parameters = inspect.signature(resolve(row)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,70 @@
+"""Attacks that follow the gradient of the loss. Each yields its iterate after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+import torch
+from torch import Tensor
+
+from robustglimpse.attacks.geometry import ball
+from robustglimpse.attacks.loss import cross_entropy
+from robustglimpse.records import Threat
+from robustglimpse.rng import KeyedDraws
+
+Logits = Callable[[Tensor], Tensor]
+# An attack yields its iterate f32 [B,3,H,W]; it may be sent bool [B], the samples to go on with.
+Iterates = Generator[Tensor, Tensor | None, None]
+
+
+def fgsm(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    draws: KeyedDraws,
+    *,
+    random_start: bool = False,
+) -> Iterates:
+    """Yield x after one step of size eps.
+
+    x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  random_start: from a random point of the ball.
+    Source: Goodfellow et al. 2015, sec. 4; with a start, Wong et al. 2020 at a step of eps.
+    """
+    return pgd(logits, x, y, threat, draws, steps=1, step_size=threat.eps, random_start=random_start)
+
+
+def pgd(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    draws: KeyedDraws,
+    *,
+    steps: int,
+    step_size: float,
+    random_start: bool = True,
+) -> Iterates:
+    """Yield x after each of `steps` steps of projected gradient ascent on the cross-entropy.
+
+    x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  step_size: in the units of threat.eps.
+    random_start: begin at a point drawn uniformly from the ball, not at x.
+    Source: Madry et al. 2018, sec. 2.1.
+    """
+    allowed = ball(threat, x)
+    x_adv = allowed.random_start(draws) if random_start else x
+    for _ in range(steps):
+        gradient = input_gradient(logits, x_adv, y)
+        x_adv = allowed.project(allowed.step(x_adv, gradient, step_size))
+        keep = yield x_adv
+        if keep is not None:
+            x_adv, y, allowed = x_adv[keep], y[keep], allowed[keep]
+
+
+def input_gradient(logits: Logits, x: Tensor, y: Tensor) -> Tensor:
+    """Return the gradient of each sample's cross-entropy at x, f32 like x. Weights keep no gradient."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        loss = cross_entropy(logits(x), y).sum()  # a sum: each sample's gradient at its own size
+        (gradient,) = torch.autograd.grad(loss, x)
+    return gradient

@@ -1,0 +1,277 @@
+"""Commands: each parses, makes one library call and prints. The only exit codes; data on stdout, notes on stderr.
+
+Nothing here imports torch at the top: --help and list start without it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustglimpse.records import PROTOCOLS, UserError
+
+app = typer.Typer(
+    help="Adversarial and corruption robustness of image classifiers, in numbers that hold.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+
+
+class NormChoice(StrEnum):
+    """Norms of the ball."""
+
+    linf = "linf"
+    l2 = "l2"
+
+
+class Listing(StrEnum):
+    """What can be listed."""
+
+    models = "models"
+    attacks = "attacks"
+    data = "data"
+    protocols = "protocols"
+    recipes = "recipes"
+
+
+def main() -> None:
+    """Run the command line. A UserError is one line on stderr and exit code 2."""
+    try:
+        app(prog_name="robustglimpse")
+    except UserError as error:
+        print(f"robustglimpse: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("robustglimpse: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import robustglimpse
+
+        print(robustglimpse.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        list[str], typer.Option(help="A name from `list models`, or a .safetensors file. Repeatable.")
+    ],
+    attack: Annotated[
+        list[str], typer.Option(help='A name from `list attacks`, or a call: "pgd(steps=40)". Repeatable.')
+    ] = ["pgd"],  # noqa: B006 - typer copies it
+    steps: Annotated[
+        str, typer.Option(help="Step counts to report; one run of the largest gives all.")
+    ] = "1,2,4,8,16",
+    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
+    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
+    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    restarts: Annotated[int, typer.Option(help="Random starts; the worst counts.")] = 1,
+    protocol: Annotated[list[str], typer.Option(help=f"{', '.join(PROTOCOLS)}. Repeatable.")] = ["standard"],  # noqa: B006
+    data: Annotated[
+        str | None,
+        typer.Option(help="A name from `list data`, or imagefolder:PATH.  [default: the model's own]"),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="The data set's archive or folder.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split.  [default: the data set's test split]")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images of an image folder, px.  [default: the model's own]"),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the public files of --data.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Use so many images, of all classes.  [default: all]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time; results do not depend on it.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    exits: Annotated[
+        bool, typer.Option("--exits", help="Judge every exit of MGNet, not only the last.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Results directory; what is already in it is not run again.")
+    ] = Path("runs/bench"),
+) -> None:
+    """Attack models and write a tidy table and Figure 4 (accuracy against steps).
+
+    Examples:
+
+        robustglimpse bench --model mgnet-r50 --attack pgd
+
+        robustglimpse bench --model ffnet-r18 --model mgnet-r18 --protocol paper --protocol adaptive
+
+        robustglimpse bench --model mgnet-r18 --attack fgsm --attack "pgd(steps=40)" --eps 2/255 --limit 200
+    """
+    from robustglimpse.report import figures, tables
+    from robustglimpse.runner import Bench
+    from robustglimpse.runner import bench as run
+    from robustglimpse.store import Store
+
+    asked = Bench(
+        models=tuple(model), attacks=tuple(attack), steps=_steps(steps), eps=eps, step_size=step_size,
+        norm=norm.value, restarts=restarts, protocols=tuple(protocol), data=data, split=split,
+        data_dir=data_dir, size_px=size, download=download, limit=limit, batch_size=batch_size, seed=seed,
+        device=device, all_exits=exits,
+    )  # fmt: skip
+    results = run(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
+    print(tables.steps_table(results))
+    if (results["status"] == "ok").any():
+        figure, store = figures.figure4(results), Store(out)
+        for name in ("png", "svg"):
+            store.write_figure(f"figure4.{name}", figures.render(figure, name))
+    print(f"\n{out / 'results.csv'}\n{out / 'figure4.png'}")
+    if (results["status"] != "ok").any():
+        raise typer.Exit(1)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    """Return the step counts in "1,2,4"."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"steps must be whole numbers with commas between, got {text!r}; try --steps 1,2,4,8,16"
+        ) from None
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A name from `list recipes`, or a .toml file.")],
+    out: Annotated[Path | None, typer.Option(help="Where it is kept.  [default: runs/train/RECIPE]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="The data set's archive or folder.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Another budget than the recipe's.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Train a model from a recipe; the same command goes on after a stop, to the same weights.
+
+    Examples:
+
+        robustglimpse train mgnet-r18-glimpse-digits
+
+        robustglimpse train mgnet-r18-tiny-imagenet --data-dir tiny-imagenet-200.zip --epochs 5
+    """
+    from robustglimpse.runner import choose_device
+    from robustglimpse.train import load_recipe
+    from robustglimpse.train import train as run
+
+    loaded = load_recipe(recipe)
+    folder = out or Path("runs/train") / Path(recipe).stem
+    path = run(loaded, folder, data_dir=data_dir, device=choose_device(device), epochs=epochs)
+    print(f"{path}\n{folder / 'log.csv'}")
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A Lightning checkpoint of the authors' code (.ckpt).")],
+    backbone: Annotated[
+        str, typer.Option(help="resnet18, resnet34, resnet50, resnext50 or wrn50; '-nopool' behind it.")
+    ],
+    glimpses: Annotated[int, typer.Option(help="T, the number of glimpses.")],
+    downsample: Annotated[str, typer.Option(help="M, as a number or a fraction: 7/3.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    size: Annotated[int, typer.Option(help="Side of the images it was trained on, px.")] = 224,
+    rescale: Annotated[
+        float | None,
+        typer.Option(help="s, the gradient re-scaling.  [default: 0.02 for resnet18, else 0.01]"),
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Channel means of its normalisation.")] = "0.485,0.456,0.406",
+    std: Annotated[
+        str, typer.Option(help="Channel standard deviations of its normalisation.")
+    ] = "0.229,0.224,0.225",
+    data: Annotated[str, typer.Option(help="Name of the data set it was trained on.")] = "",
+) -> None:
+    """Turn a checkpoint of the MGNet authors' code into a .safetensors file that `--model` takes.
+
+    No code inside the checkpoint is run; one that needs that is refused.
+
+    Example:
+
+        robustglimpse import-checkpoint epoch=399.ckpt --backbone resnet18 --glimpses 4 --downsample 7/3 --out mine.safetensors
+    """
+    from robustglimpse.models.zoo import import_checkpoint as run
+
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out must end in .safetensors, got {str(out)!r}")
+    sha256 = run(
+        file, out, backbone=backbone, glimpses=glimpses, downsample=downsample, size_px=size,
+        gradient_scale=rescale, mean=_channels(mean, "mean"), std=_channels(std, "std"), dataset=data,
+    )  # fmt: skip
+    print(f"{out}\nsha256 {sha256}")
+
+
+def _channels(text: str, what: str) -> tuple[float, float, float]:
+    """Return the three numbers in "0.485,0.456,0.406"."""
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--{what} must be three numbers with commas between, got {text!r}") from None
+    return red, green, blue
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="Which table.")]) -> None:
+    """Print the tables of names: models, attacks, data, protocols, recipes.
+
+    Example:
+
+        robustglimpse list models
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    header, rows = _listing(what)
+    table = Table(*header, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 200, soft_wrap=True).print(table)
+
+
+def _listing(what: Listing) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return a table's header and rows."""
+    if what is Listing.models:
+        from robustglimpse.models import models
+
+        return ["model", "backbone", "T", "M", "data", "px", "MB", "clean accuracy per exit"], [
+            (m.name, m.backbone, m.glimpses, m.downsample, m.dataset, m.size_px, round(m.bytes / 1e6),
+             " ".join(f"{100 * a:.1f}" for a in m.accuracy))
+            for m in models().values()
+        ]  # fmt: skip
+    if what is Listing.attacks:
+        from robustglimpse.attacks import ATTACKS
+
+        return ["attack", "norms", "needs", "forwards + backwards", "source"], [
+            (name, ", ".join(row.norms), row.needs, row.cost, row.source) for name, row in ATTACKS.items()
+        ]
+    if what is Listing.data:
+        from robustglimpse.data import DATASETS
+
+        return ["data", "classes", "px", "needs", "what"], [
+            (name, row.classes, row.size_px, row.needs, row.summary) for name, row in DATASETS.items()
+        ]
+    if what is Listing.protocols:
+        return ["protocol", "what", "verdicts"], [
+            (name, row.summary, ", ".join(row.judges)) for name, row in PROTOCOLS.items()
+        ]
+    from robustglimpse.recipes import names
+
+    return ["recipe"], [(name,) for name in names()]

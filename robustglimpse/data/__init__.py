@@ -1,0 +1,134 @@
+"""Data sets: u8 images in one fixed, class-mixed order, with a fingerprint. The only reader of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustglimpse.records import Batch, UserError
+from robustglimpse.registry import find, resolve
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """One line of the table of data sets."""
+
+    target: str
+    classes: str
+    size_px: int
+    default_split: str
+    needs: str
+    summary: str
+
+
+DATASETS: dict[str, DatasetRow] = {
+    "glimpse-digits": DatasetRow(
+        "robustglimpse.data:_glimpse_digits", "10", 64, "test", "nothing: embedded",
+        "handwritten digits hidden in two photographs among coloured fragments",
+    ),
+    "tiny-imagenet": DatasetRow(
+        "robustglimpse.data.folders:tiny_imagenet", "200 or a subset", 64, "val",
+        "--data-dir: the official zip or its folder (or --download)",
+        "Tiny ImageNet in its official layout",
+    ),
+    "imagefolder": DatasetRow(
+        "robustglimpse.data.folders:image_folder", "its folders", 224, "",
+        "imagefolder:PATH",
+        "any folder of class folders; resized to 8/7 of the size, then centre-cropped",
+    ),
+    "cifar10": DatasetRow(
+        "robustglimpse.data.folders:cifar10", "10", 32, "test",
+        "--data-dir: its python or binary batches (or --download)",
+        "CIFAR-10",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split in its fixed order: images u8 [N,3,H,W], labels i64 [N], class names by label.
+
+    fingerprint: SHA-256 over the first len(labels) images and labels; what two runs must share.
+    total: how many the whole split holds (labels may be the first `limit` of them).
+    """
+
+    name: str
+    split: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    total: int
+
+    @property
+    def size_px(self) -> int:
+        """The height of the images in pixels."""
+        return int(self.images.shape[2])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pixels, labels and class names, in their order."""
+        digest = hashlib.sha256("\n".join(self.classes).encode())
+        digest.update(self.labels.tobytes())
+        for start in range(0, len(self.images), 1024):
+            digest.update(self.images[start : start + 1024].tobytes())
+        return digest.hexdigest()
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield the split in order, batch_size at a time, the last one shorter."""
+        import numpy as np
+        import torch
+
+        for start in range(0, len(self.labels), batch_size):
+            rows = slice(start, start + batch_size)
+            images = np.array(self.images[rows])  # a copy: the array may be a read-only file map
+            labels = np.array(self.labels[rows])
+            index = torch.arange(start, start + len(labels))
+            yield Batch(torch.from_numpy(images), torch.from_numpy(labels), index)
+
+
+def load_data(
+    name: str,
+    *,
+    split: str | None = None,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    size_px: int | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Return the first `limit` images of a split, in its fixed class-mixed order.
+
+    name: a row of DATASETS; "imagefolder:PATH" carries its own path.
+    split: the row's default when None.  data_dir: where the files are, or the archive itself.
+    size_px: side of the images, for image folders.  download: fetch public files that are missing.
+    Raises UserError for a name, a split or files that do not exist or cannot be read.
+    """
+    kind, _, path = name.partition(":")
+    row = find(DATASETS, kind, kind="data set")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be at least 1, got {limit}; leave it out for the whole split")
+    options: Mapping[str, Any] = {
+        "split": row.default_split if split is None else split,
+        "data_dir": Path(path) if path else data_dir,
+        "limit": limit,
+        "size_px": size_px or row.size_px,
+        "download": download,
+    }
+    dataset = resolve(row)(**options)
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
+def _glimpse_digits(*, split: str, limit: int | None, **_: Any) -> Dataset:
+    from robustglimpse.data import digits
+
+    if split not in digits.COUNTS:
+        raise UserError(f"glimpse-digits has the splits {', '.join(digits.COUNTS)}, not {split!r}")
+    images, labels = digits.draw(split, limit=limit)
+    return Dataset("glimpse-digits", split, images, labels, digits.CLASSES, digits.COUNTS[split])

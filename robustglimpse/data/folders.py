@@ -1,0 +1,346 @@
+"""Data sets from files: Tiny ImageNet, image folders, CIFAR-10. Decoded once, then mapped from a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustglimpse.data import Dataset
+from robustglimpse.records import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+RESIZE_RATIO = 256 / 224
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+# Public archives: where they are and what they must hash to. Fetched only when asked.
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_HASH = "md5:90528d7ca1a48142e341f4ef8d21d0de"
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_HASH = "md5:c32a1d4ab5d03f1284b67883e8d87530"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image file inside its folder or archive, and its class."""
+
+    path: str
+    wnid: str
+
+
+def tiny_imagenet(
+    *, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool
+) -> Dataset:
+    """Return a split of Tiny ImageNet: 64 x 64, the classes its train folder holds, sorted.
+
+    data_dir: the official zip, a folder with it inside, or the unpacked folder.
+    """
+    source = _open_source(
+        _archive_or_folder(data_dir, "tiny-imagenet", TINY_IMAGENET_URL, TINY_IMAGENET_HASH, download)
+    )
+    names = source.names()
+    parts = [PurePosixPath(n).parts for n in names]
+    train = [p for p in parts if len(p) >= 4 and p[-4] == "train" and p[-2] == "images"]
+    classes = tuple(sorted({p[-3] for p in train}))
+    if not classes:
+        raise UserError(
+            f"{source.path}: expected the Tiny ImageNet layout (train/<wnid>/images/*.JPEG), found none"
+        )
+    if split == "train":
+        samples = [Sample("/".join(p), p[-3]) for p in train]
+    elif split == "val":
+        samples = _tiny_val(source, names)
+    else:
+        raise UserError(f"tiny-imagenet has labelled splits train and val, not {split!r}")
+    return _decode(source, "tiny-imagenet", split, samples, classes, limit, _exactly(size_px))
+
+
+def _tiny_val(source: Source, names: Sequence[str]) -> list[Sample]:
+    listing = next((n for n in names if n.endswith("val/val_annotations.txt")), None)
+    if listing is None:
+        raise UserError(f"{source.path}: the split val is missing (no val/val_annotations.txt)")
+    root = listing[: -len("val_annotations.txt")]
+    rows = [line.split("\t") for line in source.read(listing).decode().splitlines() if line.strip()]
+    return [Sample(f"{root}images/{row[0]}", row[1]) for row in rows]
+
+
+def image_folder(
+    *, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool
+) -> Dataset:
+    """Return a folder of class folders: shorter side resized to 8/7 of size_px, centre-cropped.
+
+    split: a folder below data_dir such as "val", or "" for data_dir itself.
+    """
+    if data_dir is None:
+        raise UserError("an image folder needs its path; give it as --data imagefolder:PATH")
+    root = data_dir / split if split else data_dir
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected one folder of images for each class in it")
+    source = FolderSource(root)
+    samples = [
+        Sample(name, PurePosixPath(name).parts[0])
+        for name in source.names()
+        if len(PurePosixPath(name).parts) >= 2 and PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS
+    ]
+    if not samples:
+        raise UserError(f"{root}: expected one folder of images for each class in it, found no image")
+    classes = tuple(sorted({s.wnid for s in samples}))
+    name = f"imagefolder:{root.resolve().name}"
+    return _decode(source, name, split, samples, classes, limit, _resize_crop(size_px))
+
+
+def cifar10(*, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool) -> Dataset:
+    """Return a split of CIFAR-10 from its binary or its python batches (folder or .tar.gz)."""
+    if split not in ("train", "test"):
+        raise UserError(f"cifar10 has the splits train and test, not {split!r}")
+    source = _open_source(_archive_or_folder(data_dir, "cifar10", CIFAR10_URL, CIFAR10_HASH, download))
+    stems = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
+    by_stem = {PurePosixPath(n).stem: n for n in source.names() if PurePosixPath(n).suffix in ("", ".bin")}
+    missing = [s for s in stems if s not in by_stem]
+    if missing:
+        raise UserError(f"{source.path}: the split {split} is missing (no file {missing[0]} or .bin)")
+    images, labels = [], []
+    for stem in stems:
+        reader = _cifar_binary if by_stem[stem].endswith(".bin") else _cifar_pickle
+        x, y = reader(source.read(by_stem[stem]), by_stem[stem])
+        images.append(x)
+        labels.append(y)
+    x, y = np.concatenate(images), np.concatenate(labels)
+    order = _class_mixed(y)[:limit]
+    return Dataset("cifar10", split, x[order], y[order], CIFAR10_CLASSES, len(y))
+
+
+def _cifar_binary(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    if len(content) % 3073:
+        raise UserError(f"{name}: expected CIFAR-10 records of 3073 bytes, got {len(content)} bytes")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
+    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
+
+
+def _cifar_pickle(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    try:
+        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        rows = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+        return rows, np.asarray(batch[b"labels"], np.int64)
+    except (pickle.UnpicklingError, KeyError, ValueError, EOFError, TypeError) as error:
+        raise UserError(f"{name}: not a CIFAR-10 batch ({error}); use the official archive") from None
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads dicts of numbers and numpy arrays, and refuses every other name a pickle may call."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.split(".")[0], name) in {
+            ("numpy", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"it calls {module}.{name}, which an image batch has no need of")
+
+
+class FolderSource:
+    """The files below a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        """Return every file's path below the folder, sorted, with forward slashes."""
+        found = []
+        for folder, _, files in os.walk(self.path, followlinks=True):
+            below = Path(folder).relative_to(self.path).as_posix()
+            found += [f"{below}/{name}" if below != "." else name for name in files]
+        return sorted(found)
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        return (self.path / name).read_bytes()
+
+    def stamp(self) -> str:
+        """Return a hash of every file's name, size and time of change."""
+        digest = hashlib.sha256()
+        for name in self.names():
+            status = (self.path / name).stat()
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+class ArchiveSource:
+    """The files inside a .zip or .tar(.gz)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            if zipfile.is_zipfile(path):
+                archive = zipfile.ZipFile(path)
+                self._names = sorted(n for n in archive.namelist() if not n.endswith("/"))
+                self._open: Callable[[str], IO[bytes] | None] = archive.open
+            else:
+                tar = tarfile.open(path)
+                self._names = sorted(m.name for m in tar.getmembers() if m.isfile())
+                self._open = tar.extractfile
+        except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
+            raise UserError(f"{path}: not a readable zip or tar archive ({error}); fetch it again") from None
+
+    def names(self) -> list[str]:
+        """Return every file's path inside the archive, sorted."""
+        return self._names
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+        try:
+            stream = self._open(name)
+            assert stream is not None
+            return stream.read()
+        except (zipfile.BadZipFile, tarfile.TarError, KeyError, OSError, EOFError) as error:
+            raise UserError(
+                f"{self.path}: {name} cannot be read ({error}); fetch the archive again"
+            ) from None
+
+    def stamp(self) -> str:
+        """Return the archive's SHA-256."""
+        with self.path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+Source = FolderSource | ArchiveSource
+
+
+def _open_source(path: Path) -> Source:
+    if path.is_dir():
+        return FolderSource(path)
+    return ArchiveSource(path)
+
+
+def _archive_or_folder(data_dir: Path | None, name: str, url: str, known_hash: str, download: bool) -> Path:
+    """Return the archive or folder to read: data_dir, an archive inside it, or a download into the cache."""
+    if download:
+        import pooch
+
+        folder = data_dir or cache_dir() / "downloads"
+        return Path(pooch.retrieve(url, known_hash, path=folder, progressbar=True))
+    if data_dir is None:
+        raise UserError(f"{name} needs its files: give --data-dir PATH (archive or folder), or --download")
+    if not data_dir.exists():
+        raise UserError(f"{data_dir}: no such file or folder; give {name}'s archive or folder as --data-dir")
+    inside = data_dir / url.rsplit("/", 1)[1]
+    return inside if data_dir.is_dir() and inside.is_file() else data_dir
+
+
+def cache_dir() -> Path:
+    """Return where decoded images and fetched files are kept: $ROBUSTGLIMPSE_CACHE or the user's cache."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("ROBUSTGLIMPSE_CACHE")
+    return Path(chosen) if chosen else user_cache_path("robustglimpse")
+
+
+def _class_mixed(labels: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Return the order that takes the first of every class, then the second: any prefix is balanced."""
+    rank = np.empty(len(labels), np.int64)
+    for k in np.unique(labels):
+        rank[labels == k] = np.arange((labels == k).sum())
+    return np.lexsort((labels, rank))
+
+
+def _decode(
+    source: Source,
+    name: str,
+    split: str,
+    samples: list[Sample],
+    classes: tuple[str, ...],
+    limit: int | None,
+    prepare: tuple[str, Callable[[Image], Image]],
+) -> Dataset:
+    """Return the data set of samples in class-mixed order, decoded or from the cache.
+
+    prepare: what is done to each image, as a tag for the cache's key and a function.
+    """
+    unknown = next((s for s in samples if s.wnid not in classes), None)
+    if unknown:
+        raise UserError(
+            f"{source.path}: {unknown.path} is of class {unknown.wnid}, which has no train folder"
+        )
+    labels = np.array([classes.index(s.wnid) for s in samples], np.int64)
+    order = _class_mixed(labels)[:limit]
+    tag, transform = prepare
+    listing = "\n".join(samples[i].path for i in order)
+    key = hashlib.sha256(f"{source.stamp()}\n{tag}\n{listing}".encode()).hexdigest()[:24]
+    cached = cache_dir() / "decoded" / f"{name.partition(':')[0]}-{split or 'all'}-{key}.npy"
+    if not cached.exists():
+        _write_decoded(source, [samples[i].path for i in order], transform, cached)
+    images = np.load(cached, mmap_mode="r")
+    return Dataset(name, split or "all", images, labels[order], classes, len(samples))
+
+
+def _write_decoded(source: Source, paths: list[str], transform: Callable[[Image], Image], out: Path) -> None:
+    """Decode every image and write them as u8 [N,3,H,W], the file appearing only when it is whole."""
+    from robustglimpse.progress import track
+
+    images: NDArray[np.uint8] | None = None
+    partial = out.with_suffix(f".{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for i, path in enumerate(track(paths, f"decoding {len(paths)} images")):
+            pixels = np.asarray(transform(_open_image(source, path))).transpose(2, 0, 1)
+            if images is None:
+                shape = (len(paths), *pixels.shape)
+                images = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            if pixels.shape != images.shape[1:]:
+                raise UserError(
+                    f"{source.path}: {path} is {pixels.shape[2]} x {pixels.shape[1]} px, "
+                    f"the others {images.shape[3]} x {images.shape[2]}; use imagefolder:PATH --size N"
+                )
+            images[i] = pixels
+        assert images is not None
+        images.flush()
+        os.replace(partial, out)
+    except OSError as error:
+        raise UserError(
+            f"{out.parent}: cannot keep decoded images there ({error.strerror}); set ROBUSTGLIMPSE_CACHE"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _open_image(source: Source, path: str) -> Image:
+    from PIL import Image
+
+    content = source.read(path)
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UserError(
+            f"{source.path}: {path} is not an image that can be decoded; mend or remove it"
+        ) from None
+
+
+def _exactly(size_px: int) -> tuple[str, Callable[[Image], Image]]:
+    return "as stored", lambda image: image
+
+
+def _resize_crop(size_px: int) -> tuple[str, Callable[[Image], Image]]:
+    from torchvision.transforms import functional as tv
+
+    def prepare(image: Image) -> Image:
+        resized = tv.resize(image, [round(size_px * RESIZE_RATIO)])
+        return tv.center_crop(resized, [size_px, size_px])
+
+    return f"resize {round(size_px * RESIZE_RATIO)} crop {size_px}", prepare

@@ -1,0 +1,72 @@
+"""Backbones: torchvision's residual networks cut before their classifier. The only room for torchvision models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustglimpse.records import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """A backbone family member: torchvision's name for it and the paper's gradient re-scaling s."""
+
+    torchvision: str
+    features: int
+    gradient_scale: float
+
+
+BACKBONES: dict[str, Family] = {
+    "resnet18": Family("resnet18", 512, 0.02),
+    "resnet34": Family("resnet34", 512, 0.01),
+    "resnet50": Family("resnet50", 2048, 0.01),
+    "resnext50": Family("resnext50_32x4d", 2048, 0.01),
+    "wrn50": Family("wide_resnet50_2", 2048, 0.01),
+}
+NOPOOL = "-nopool"
+
+
+class Backbone(nn.Module):
+    """A residual network without its classifier: images [B,3,H,W] -> features [B,D].
+
+    name: a key of BACKBONES, or one with "-nopool" behind it, which leaves out the max-pool after the
+    first convolution (the paper's dagger models, for 64 px images).  State names are torchvision's.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        from torchvision import models
+
+        network = getattr(models, family(name).torchvision)(weights=None)
+        self.conv1, self.bn1 = network.conv1, network.bn1
+        self.maxpool = nn.Identity() if name.endswith(NOPOOL) else network.maxpool
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(torch.relu_(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean((2, 3))
+
+
+def family(name: str) -> Family:
+    """Return what is known of a backbone. Raises UserError with the nearest name."""
+    stem = name.removesuffix(NOPOOL)
+    if stem not in BACKBONES:
+        raise UserError(
+            f"unknown backbone {name!r}; it is one of {', '.join(BACKBONES)}, '-nopool' behind it or not"
+        )
+    return BACKBONES[stem]
+
+
+def feature_count(name: str) -> int:
+    """Return D, the number of features of the backbone called name."""
+    return family(name).features
+
+
+def default_gradient_scale(name: str) -> float:
+    """Return the paper's s for the backbone called name: 0.02 for ResNet-18, 0.01 for the others."""
+    return family(name).gradient_scale

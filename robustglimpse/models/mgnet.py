@@ -1,0 +1,197 @@
+"""MGNet, the Multi-Glimpse Network (Chen et al., BMVC 2021). Equation numbers are the paper's.
+
+FF-Net, the plain network beside it, is the same class with one glimpse at full resolution (T=1, M=1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor, sqrt
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustglimpse.models.backbones import Backbone, feature_count
+
+GradientPath = Literal["as-trained", "no-detach", "exact"]
+GRADIENT_PATHS: tuple[GradientPath, ...] = ("as-trained", "no-detach", "exact")
+REGION_SCALE = (0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is needed to build an MGNet: everything that travels beside its weights.
+
+    downsample: M as a fraction ("7/3"); a glimpse of an H px image is floor(H/M) px square.
+    gradient_scale: s, what the gradient through the localisation network is multiplied by.
+    """
+
+    backbone: str
+    glimpses: int
+    downsample: str
+    classes: int
+    gradient_scale: float
+
+    def glimpse_px(self, size_px: int) -> int:
+        """Return the side of a glimpse of an image whose shorter side is size_px."""
+        return floor(size_px / Fraction(self.downsample))
+
+    @property
+    def family(self) -> str:
+        """ "ffnet" for one glimpse at full resolution, else "mgnet"."""
+        return "ffnet" if self.glimpses == 1 and Fraction(self.downsample) == 1 else "mgnet"
+
+
+class Glimpses(NamedTuple):
+    """What one pass yields, the first glimpse first."""
+
+    logits: Tensor  # [T,B,K], the global classifier after each glimpse
+    regions: Tensor  # [T,B,3], (a_s, a_x, a_y) of each glimpse
+    features: Tensor  # [T,B,D], the backbone's features of each glimpse
+
+
+class MGNet(nn.Module):
+    """Multi-Glimpse Network: normalised images [B,3,H,W] -> Glimpses.
+
+    State names are those of the authors' checkpoints without their "model." prefix.  The glimpse
+    classifier serves the training loss only: glimpse_head says whether the network has one.
+    """
+
+    def __init__(self, architecture: Architecture, *, glimpse_head: bool = False) -> None:
+        super().__init__()
+        self.architecture = architecture
+        features = feature_count(architecture.backbone)
+        coded = features + 3
+        self.backbone = Backbone(architecture.backbone)
+        self.feat_fusion = FeatureFusion(coded)
+        self.loc_network = Head(coded, 3)
+        self.global_fc = Head(coded, architecture.classes)
+        self.glimpse_fc = Head(features, architecture.classes) if glimpse_head else None
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        gradient: GradientPath = "as-trained",
+        glimpses: int | None = None,
+    ) -> Glimpses:
+        """Return logits, regions and features of every glimpse.
+
+        gradient: what the backward pass sees; the numbers forward are the same for all three.
+            "as-trained" scales the gradient through the regions by s and detaches the position code,
+            "no-detach" keeps the position code's gradient, "exact" scales nothing either.
+        glimpses: stop after that many (1..T); None means T.
+        """
+        scale = 1.0 if gradient == "exact" else self.architecture.gradient_scale
+        side = self.architecture.glimpse_px(min(x.shape[2:]))
+        region = x.new_tensor([1.0, 0.0, 0.0]).expand(len(x), 3)
+        memory: list[Tensor] = []
+        logits, regions, features = [], [], []
+        count = self.architecture.glimpses if glimpses is None else glimpses
+        for t in range(count):
+            if t:
+                region = self._next_region(fused, scale)  # noqa: F821 - bound by the glimpse before
+            glimpse = look(x, region, side) if t else look_at_all(x, side)
+            feature = self.backbone(glimpse)
+            position = region.detach() if gradient == "as-trained" else region
+            fused = self.feat_fusion(torch.cat([feature, position], 1), memory)
+            logits.append(self.global_fc(fused))
+            regions.append(region)
+            features.append(feature)
+        return Glimpses(torch.stack(logits), torch.stack(regions), torch.stack(features))
+
+    def _next_region(self, fused: Tensor, gradient_scale: float) -> Tensor:
+        """Return the next region (a_s, a_x, a_y) [B,3] (eq. 4, 5): inside the image, at its own scale."""
+        low, high = REGION_SCALE
+        raw = _ScaledGradient.apply(self.loc_network(fused), gradient_scale)
+        a_s = low + (high - low) * torch.sigmoid(raw[:, :1])
+        a_xy = (2 * torch.sigmoid(raw[:, 1:]) - 1) * (1 - a_s)
+        return torch.cat([a_s, a_xy], 1)
+
+
+class FeatureFusion(nn.Module):
+    """Single-head attention over the glimpses so far, for the newest one only (eq. 3).
+
+    Keys and values of earlier glimpses never change, so they are kept and only the newest glimpse asks:
+    the last row of full self-attention, for T instead of T^2 projections.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mha = AttentionWeights(width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, coded: Tensor, memory: list[Tensor]) -> Tensor:
+        """Return the fused feature [B,W] of the newest coded feature [B,W].
+
+        memory: keys and values [B,2W] of the earlier glimpses; the newest are appended to it.
+        """
+        width = coded.shape[1]
+        mha = self.mha
+        memory.append(F.linear(coded, mha.in_proj_weight[width:], mha.in_proj_bias[width:]))
+        if len(memory) == 1:  # one key: its weight is 1, whatever the query
+            attended = memory[0][:, width:]
+        else:
+            query = F.linear(coded, mha.in_proj_weight[:width], mha.in_proj_bias[:width])
+            keys, values = torch.stack(memory, 1).split(width, 2)
+            weights = torch.softmax((keys @ query[:, :, None])[:, :, 0] / sqrt(width), 1)
+            attended = (weights[:, None] @ values)[:, 0]
+        return torch.relu(self.norm(mha.out_proj(attended)))
+
+
+class AttentionWeights(nn.Module):
+    """The parameters of nn.MultiheadAttention with one head, under its names and initialisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+
+class Head(nn.Module):
+    """One linear layer under the authors' name for it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def look_at_all(x: Tensor, side: int) -> Tensor:
+    """Return the first glimpse: the whole image [B,3,H,W] at [B,3,side,side].
+
+    Bilinear with aligned corners and no anti-aliasing, which is eq. 1 under the identity region.
+    """
+    if x.shape[2:] == (side, side):
+        return x
+    return F.interpolate(x, (side, side), mode="bilinear", align_corners=True)
+
+
+def look(x: Tensor, region: Tensor, side: int) -> Tensor:
+    """Return the glimpse of each image at its region (eq. 1, 2): [B,3,H,W], [B,3] -> [B,3,side,side]."""
+    a_s, a_x, a_y = region.unbind(1)
+    zero = torch.zeros_like(a_s)
+    theta = torch.stack([a_s, zero, a_x, zero, a_s, a_y], 1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, [len(x), x.shape[1], side, side], align_corners=True)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor (the paper's gradient re-scaling)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None

@@ -1,0 +1,277 @@
+"""Checkpoints: manifest to verified file to strict load. The only reader and writer of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustglimpse.models import ModelRow
+from robustglimpse.models.backbones import default_gradient_scale
+from robustglimpse.models.mgnet import Architecture, GradientPath, MGNet
+from robustglimpse.models.surrogates import surrogates
+from robustglimpse.records import Channels, Classifier, UserError
+from robustglimpse.registry import parse_fraction
+
+FORMAT = "robustglimpse-1"
+PREFIX = "model."
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What travels inside a checkpoint beside its weights."""
+
+    architecture: Architecture
+    classes: tuple[str, ...]
+    size_px: int
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
+    dataset: str = ""
+    recipe: str = ""
+    accuracy: tuple[float, ...] = ()  # clean accuracy of each exit, where it was measured
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], card: Card, *, half: bool = True) -> str:
+    """Write weights and card as safetensors, whole or not at all; return the file's SHA-256.
+
+    half: floating-point weights as fp16 (batch-norm statistics too), which halves the file.
+    """
+    from safetensors.torch import save
+
+    dtype = torch.float16 if half else torch.float32
+    tensors = {
+        name: (t.detach().to(dtype) if t.is_floating_point() else t.detach()).contiguous()
+        for name, t in state.items()
+    }
+    content = save(tensors, metadata={"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)})
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_row(row: ModelRow, *, device: str = "cpu") -> Classifier:
+    """Return the classifier of a manifest row, its file found, hashed and loaded strictly."""
+    path = _find_file(row)
+    found = hash_file(path)
+    if found != row.sha256:
+        raise UserError(
+            f"{path}: expected sha256 {row.sha256}, got {found}; the file was changed, fetch or train it again"
+        )
+    return load_file(path, name=row.name, device=device)
+
+
+def _find_file(row: ModelRow) -> Path:
+    """Return where the row's file is: bundled, cached, or fetched now from its url."""
+    import pooch
+    from platformdirs import user_cache_path
+
+    cached = Path(os.environ.get("ROBUSTGLIMPSE_CACHE") or user_cache_path("robustglimpse")) / "weights"
+    for folder in (WEIGHTS, cached):
+        if (folder / row.file).is_file():
+            return folder / row.file
+    if row.url:
+        return Path(pooch.retrieve(row.url, f"sha256:{row.sha256}", fname=row.file, path=cached))
+    raise UserError(
+        f"{row.name}: its weights {row.file} are neither in {WEIGHTS} nor in {cached}; "
+        f"copy them there, or make your own: robustglimpse train {row.recipe}"
+    )
+
+
+def load_file(path: Path, *, name: str, device: str = "cpu") -> Classifier:
+    """Return the classifier in one of our safetensors files. Raises UserError where weights do not fit."""
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such checkpoint; give a .safetensors file or a name (robustglimpse list models)"
+        )
+    state, card, sha256 = read_checkpoint(path)
+    network = MGNet(card.architecture)
+    load_strictly(network, state, path)
+    return classifier(network, card, name=name, sha256=sha256, device=device)
+
+
+def load_strictly(network: MGNet, state: Mapping[str, Tensor], path: Path) -> None:
+    """Put the weights into the network; name the first that is missing, left over or of another shape."""
+    expected = network.state_dict()
+    for what, names in (
+        ("lacks", [n for n in expected if n not in state]),
+        ("has an unexpected", [n for n in state if n not in expected]),
+    ):
+        if names:
+            raise UserError(
+                f"{path}: {what} {names[0]!r} ({len(names)} in all); "
+                f"is the backbone really {network.architecture.backbone}?"
+            )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{path}: {name!r} is {list(tensor.shape)}, expected {list(expected[name].shape)} "
+                f"for {network.architecture.backbone} with {network.architecture.classes} classes"
+            )
+    network.load_state_dict(state, strict=True)
+
+
+def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: str = "cpu") -> Classifier:
+    """Return the network as a Classifier: frozen, in eval mode, channels-last, normalising inside."""
+    network = network.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    mean = torch.tensor(card.mean, device=device)[:, None, None]
+    std = torch.tensor(card.std, device=device)[:, None, None]
+
+    def run(x: Tensor, gradient: GradientPath = "as-trained") -> tuple[Tensor, Tensor]:
+        normalised = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+        logits, regions, _ = network(normalised, gradient=gradient)
+        return logits, regions
+
+    architecture = card.architecture
+    return Classifier(
+        name=name,
+        logits=lambda x: run(x)[0][-1],
+        exits=lambda x: run(x)[0],
+        surrogates=surrogates(lambda x, path: run(x, path)[0], architecture.glimpses),
+        trace=lambda x: run(x)[1],
+        classes=card.classes,
+        size_px=card.size_px,
+        sha256=sha256,
+        normalisation=(card.mean, card.std),
+        meta={
+            "architecture": architecture,
+            "backbone": architecture.backbone,
+            "family": architecture.family,
+            "dataset": card.dataset,
+            "exits": architecture.glimpses,
+            "device": device,
+        },
+    )
+
+
+def import_checkpoint(
+    path: Path,
+    out: Path,
+    *,
+    backbone: str,
+    glimpses: int,
+    downsample: str,
+    size_px: int,
+    gradient_scale: float | None = None,
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
+    dataset: str = "",
+) -> str:
+    """Write one of the authors' Lightning checkpoints as safetensors to out; return its SHA-256.
+
+    The number of classes is read from the file; its weights stay f32.  The glimpse classifier is left
+    out: it only serves training.  A file that needs code to be unpickled is refused, never run.
+    Raises UserError where the file or the weights do not fit what was asked.
+    """
+    gradient_scale = default_gradient_scale(backbone) if gradient_scale is None else gradient_scale
+    if glimpses < 1 or parse_fraction(downsample, what="downsample") < 1:
+        raise UserError(f"glimpses and downsample must be at least 1, got {glimpses} and {downsample}")
+    if min(std) <= 0:
+        raise UserError(f"std must be above 0, got {std}")
+    weights = _read_lightning(path)
+    state = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in weights.items()
+        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}glimpse_fc.")
+    }
+    if "global_fc.fc.weight" not in state:
+        raise UserError(
+            f"{path}: expected MGNet weights named {PREFIX}backbone.*, {PREFIX}global_fc.fc.* and so on, "
+            f"got {', '.join(sorted(weights)[:3]) or 'none'}"
+        )
+    classes = len(state["global_fc.fc.weight"])
+    architecture = Architecture(backbone, glimpses, downsample, classes, gradient_scale)
+    load_strictly(MGNet(architecture), state, path)
+    names = tuple(str(k) for k in range(classes))
+    return save_checkpoint(out, state, Card(architecture, names, size_px, mean, std, dataset), half=False)
+
+
+def _read_lightning(path: Path) -> dict[str, Tensor]:
+    """Return a checkpoint's state_dict, read without running any code in it."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise UserError(
+            f"{path}: refused, reading it would run code inside it ({reason}); "
+            "save its state_dict alone: torch.save({'state_dict': model.state_dict()}, FILE)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise UserError(f"{path}: expected a Lightning checkpoint with a 'state_dict' of tensors")
+    return state
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Card, str]:
+    """Return the weights as f32, the card and the SHA-256 of one of our safetensors files."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        content_hash = hash_file(path)
+        with safe_open(path, "pt") as stream:
+            metadata = stream.metadata() or {}
+            state = {name: stream.get_tensor(name) for name in stream.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: no robustglimpse card inside; import the authors' .ckpt with "
+            "`robustglimpse import-checkpoint`"
+        )
+    card = json.loads(metadata["card"])
+    return (
+        {name: t.float() if t.is_floating_point() else t for name, t in state.items()},
+        Card(
+            **{
+                **card,
+                "architecture": Architecture(**card["architecture"]),
+                **{k: tuple(card[k]) for k in ("classes", "mean", "std", "accuracy")},
+            }
+        ),
+        content_hash,
+    )
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, even when the process is killed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+
+
+def save_training_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what a training run needs to go on; torch's own format, plain tensors and numbers."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomically(path, content.getvalue())
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """Return what save_training_state wrote."""
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state

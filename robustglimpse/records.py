@@ -1,0 +1,159 @@
+"""The nouns that flow through the package, and the columns of its two tables. Loads no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+Judge = Literal["last", "worst"]
+Channels = tuple[float, float, float]
+
+SCHEMA = 1
+
+# results.csv: one row per cell, exit, verdict and step count. Accuracies are fractions.
+RESULT_COLUMNS = (
+    "schema", "model", "backbone", "family", "weights_sha256", "dataset", "split", "n", "n_total",
+    "kind", "attack", "norm", "eps", "eps_text", "step_size", "steps", "restarts", "protocol",
+    "surrogate", "judge", "seed", "corruption", "severity", "exit", "correct", "total", "accuracy",
+    "ci_low", "ci_high", "gmacs", "forwards", "backwards", "seconds", "batch_size", "device", "torch",
+    "robustglimpse", "status", "error",
+)  # fmt: skip
+
+# Per-sample outcomes: one row per sample and exit, kept for every cell.
+OUTCOME_COLUMNS = (
+    "index", "label", "exit", "clean_pred", "pred", "margin", "linf", "l2", "excess",
+    "first_success_step", "forwards", "backwards",
+)  # fmt: skip
+
+
+class UserError(Exception):
+    """Something a user can mend: what was expected, what came, what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What an attacker may do to an image in [0,1].
+
+    eps: radius of the ball, in pixel units of [0,1] (4/255, not 4).
+    scale: multiplies eps and step size per channel; with the standard deviations of a model's
+        normalisation it expresses an attack made in normalised space.  None means 1 for each.
+    bounds: the valid pixel range, or None where the attack does not clip to it.
+    """
+
+    norm: Norm
+    eps: float
+    scale: Channels | None = None
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise ValueError(f"eps must be finite and at least 0, got {self.eps}")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an attack is set up and judged.
+
+    normalised: the ball lives in the model's normalised pixels and is not clipped to valid ones.
+    surrogates: whose gradients are followed, in turn, each on what the others left standing.
+    judges: which verdicts become rows, the headline first; "worst" alone lets fooled samples leave early.
+    """
+
+    summary: str
+    normalised: bool
+    random_start: bool
+    surrogates: tuple[str, ...]
+    judges: tuple[Judge, ...]
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "standard": Protocol(
+        "pixels, random start, clipped to [0,1], any iterate may fool",
+        False, True, ("as-trained",), ("worst",),
+    ),
+    "paper": Protocol(
+        "as MGNet's authors: normalised pixels (eps about 4.4 times smaller), no start, no clip, last iterate",
+        True, False, ("as-trained",), ("last", "worst"),
+    ),
+    "adaptive": Protocol(
+        "as standard, through three gradients in turn: as trained, exact, mean of exits",
+        False, True, ("as-trained", "exact", "mean-exits"), ("worst",),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images u8 [B,3,H,W], labels i64 [B], and index i64 [B]: their places in the set's fixed order."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A frozen network as an attacker and a judge see it: images f32 [B,3,H,W] in [0,1].
+
+    logits: x -> [B,K]; alone decides.  exits: x -> [T,B,K], the last being logits.
+    surrogates: name -> (x -> [B,K]); what an attacker may differentiate instead of logits.
+    trace: x -> regions [T,B,3] of (a_s, a_x, a_y).
+    normalisation: the mean and standard deviation applied inside.
+    """
+
+    name: str
+    logits: Callable[[Tensor], Tensor]
+    exits: Callable[[Tensor], Tensor]
+    surrogates: Mapping[str, Callable[[Tensor], Tensor]]
+    trace: Callable[[Tensor], Tensor]
+    classes: tuple[str, ...]
+    size_px: int
+    sha256: str
+    normalisation: tuple[Channels, Channels]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work of a grid: strings and numbers only, so that its key is the same everywhere.
+
+    perturb: a call string, or "clean".  exits: "last" or "all", which exits of the network are judged.
+    limit: None for the whole split.
+    """
+
+    model: str
+    data: str
+    split: str
+    perturb: str
+    threat: Threat
+    protocol: str
+    restarts: int
+    limit: int | None
+    batch_size: int
+    seed: int
+    exits: str = "last"
+
+    @property
+    def key(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the cell's canonical JSON."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A proportion with its interval: correct of total, all three as fractions."""
+
+    correct: int
+    total: int
+    value: float
+    low: float
+    high: float

@@ -1,0 +1,105 @@
+"""Names to things: call strings such as "pgd(steps=40)", and tables that load what they name on demand."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import import_module
+from typing import Any, Protocol, TypeVar
+
+from robustglimpse.records import UserError
+
+
+RowT = TypeVar("RowT")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed call string: a name and its keyword arguments, in canonical order."""
+
+    name: str
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.arguments:
+            return self.name
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.arguments)})"
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the argument called key, or default."""
+        return dict(self.arguments).get(key, default)
+
+
+class Row(Protocol):
+    """What every table row has: where its object lives, as "module:attribute"."""
+
+    @property
+    def target(self) -> str: ...
+
+
+def parse_call(text: str) -> Call:
+    """Return the call that text spells: a name, or a name with literal keyword arguments.
+
+    Numbers may be fractions ("eps=4/255").  A name may hold ":", "@", "-", "." and "/", so a library's
+    attack ("torchattacks:PGD(steps=10)") and a path parse too.  Raises UserError for anything else:
+    nothing in the text is ever evaluated.
+    """
+    name, bracket, rest = text.strip().partition("(")
+    if not bracket:
+        return Call(name)
+    wrong = UserError(f"expected a call like 'pgd(steps=40)', got {text!r}; give literal keyword arguments")
+    if not rest.endswith(")"):
+        raise wrong
+    try:
+        node = ast.parse(f"f({rest}", mode="eval").body
+    except SyntaxError:
+        raise wrong from None
+    if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+        raise wrong
+    try:
+        pairs = {str(k.arg): _literal(k.value) for k in node.keywords}
+    except (ValueError, ZeroDivisionError):
+        raise wrong from None
+    return Call(name.strip(), tuple(sorted(pairs.items())))
+
+
+def _literal(node: ast.expr) -> Any:
+    """Return the literal at node; a division of two numbers is one. Raises ValueError otherwise."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        top, bottom = ast.literal_eval(node.left), ast.literal_eval(node.right)
+        return float(top) / float(bottom)
+    return ast.literal_eval(node)
+
+
+def parse_fraction(text: str, *, what: str) -> float:
+    """Return the number that text spells, such as "4/255" or "0.03". Raises UserError naming what."""
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(
+            f"{what} must be a number such as 4/255 or 0.0157, got {text!r}; give it in [0,1] pixel units"
+        ) from None
+
+
+def find(table: Mapping[str, RowT], name: str, *, kind: str) -> RowT:
+    """Return the row called name. Raises UserError with the nearest name otherwise."""
+    try:
+        return table[name]
+    except KeyError:
+        raise unknown(name, table, kind=kind) from None
+
+
+def unknown(name: str, known: Iterable[str], *, kind: str, plural: str | None = None) -> UserError:
+    """Return the error for a name that no table has, with the nearest ones that exist."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return UserError(f"unknown {kind} {name!r}{hint} (list them: robustglimpse list {plural or kind + 's'})")
+
+
+def resolve(row: Row) -> Any:
+    """Return the object at the row's target, importing its module now."""
+    module, _, attribute = row.target.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,150 @@
+"""The only reader and writer of a results directory. A cell's record is written last, so it is done or not there.
+
+DIR/run.json              what was asked, with which versions and files
+DIR/results.csv           one row per cell, exit, verdict and step count
+DIR/outcomes/KEY.csv.gz   what happened to every sample of a cell
+DIR/cells/KEY.json        a cell's record: its description, its provenance and its rows
+DIR/parts/KEY-…/N.npz     batches of a cell under way
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustglimpse.records import RESULT_COLUMNS, SCHEMA, Cell, UserError
+
+Columns = dict[str, NDArray[np.generic]]
+Row = dict[str, Any]
+SORT_BY = ["model", "kind", "attack", "norm", "eps", "protocol", "judge", "exit", "steps"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a cell's numbers depend on beside its description: the weights and the data."""
+
+    weights_sha256: str
+    data_sha256: str
+
+
+class Store:
+    """A results directory. Raises UserError where it cannot be made or written to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            (root / "cells").mkdir(parents=True, exist_ok=True)
+            probe = root / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{root}: cannot write results there ({error.strerror}); choose another --out"
+            ) from None
+
+    def is_done(self, cell: Cell, provenance: Provenance) -> bool:
+        """Return whether the cell's record is there, made from the same weights and data."""
+        path = self._record(cell)
+        if not path.exists():
+            return False
+        record = json.loads(path.read_text())
+        return bool(record["provenance"] == asdict(provenance) and record["schema"] == SCHEMA)
+
+    def parts(self, cell: Cell, provenance: Provenance) -> dict[int, tuple[Columns, float]]:
+        """Return the finished batches of a cell under way: first index -> (columns, seconds)."""
+        found = {}
+        for path in sorted(self._parts(cell, provenance).glob("*.npz")):
+            with np.load(path) as arrays:
+                columns = {name: arrays[name] for name in arrays.files}
+            found[int(path.stem)] = (columns, float(columns.pop("seconds")[0]))
+        return found
+
+    def save_part(
+        self, cell: Cell, provenance: Provenance, first: int, columns: Columns, seconds: float
+    ) -> None:
+        """Keep a finished batch."""
+        content = io.BytesIO()
+        np.savez(content, seconds=np.array([seconds]), **columns)  # type: ignore[arg-type]
+        self._write(self._parts(cell, provenance) / f"{first:09d}.npz", content.getvalue())
+
+    def finish(self, cell: Cell, provenance: Provenance, columns: Columns, rows: Sequence[Row]) -> None:
+        """Write a cell's outcomes and its record, then forget its parts."""
+        frame = pd.DataFrame(columns)
+        content = io.BytesIO()
+        frame.to_csv(content, index=False, compression={"method": "gzip", "mtime": 0})
+        self._write(self.root / "outcomes" / f"{cell.key}.csv.gz", content.getvalue())
+        record = {
+            "schema": SCHEMA,
+            "key": cell.key,
+            "cell": asdict(cell),
+            "provenance": asdict(provenance),
+            "rows": list(rows),
+        }
+        self._write(self._record(cell), (json.dumps(record, indent=1) + "\n").encode())
+        shutil.rmtree(self._parts(cell, provenance), ignore_errors=True)
+
+    def results(self, keys: Collection[str] | None = None, failed: Sequence[Row] = ()) -> pd.DataFrame:
+        """Return the rows of the finished cells (those with the keys), in an order of their own content.
+
+        failed: rows of cells that crashed, put behind them: holes, with an error and no accuracy.
+        """
+        rows: list[Row] = []
+        for path in sorted((self.root / "cells").glob("*.json")):
+            if keys is None or path.stem in keys:
+                rows += json.loads(path.read_text())["rows"]
+        rows.sort(key=lambda row: tuple(row[name] for name in SORT_BY))
+        return pd.DataFrame([*rows, *failed], columns=list(RESULT_COLUMNS))
+
+    def write_results(self, failed: Sequence[Row] = ()) -> None:
+        """Write results.csv from every finished cell."""
+        frame = self.results(failed=failed)
+        self._write(self.root / "results.csv", frame.to_csv(index=False).encode())
+
+    def outcomes(self, key: str) -> pd.DataFrame:
+        """Return the per-sample outcomes of the cell with that key."""
+        return pd.read_csv(self.root / "outcomes" / f"{key}.csv.gz")
+
+    def write_run(self, info: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        self._write(self.root / "run.json", (json.dumps(info, indent=1) + "\n").encode())
+
+    def write_figure(self, name: str, content: bytes) -> Path:
+        """Write a rendered figure and return its path."""
+        self._write(self.root / name, content)
+        return self.root / name
+
+    def _record(self, cell: Cell) -> Path:
+        return self.root / "cells" / f"{cell.key}.json"
+
+    def _parts(self, cell: Cell, provenance: Provenance) -> Path:
+        made_from = f"{provenance.weights_sha256[:8]}-{provenance.data_sha256[:8]}"
+        return self.root / "parts" / f"{cell.key}-{made_from}"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); what is done so far is kept"
+            ) from None
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """Return a results.csv (or that of a results directory) as a frame."""
+    file = path / "results.csv" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such results; make them with `robustglimpse bench --out {path}`")
+    return pd.read_csv(file, dtype={"eps_text": str, "error": str}, keep_default_na=True)

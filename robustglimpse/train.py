@@ -1,0 +1,268 @@
+"""Training: a recipe file, one loop, every epoch saved, and the same weights after a kill as without one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustglimpse import recipes
+from robustglimpse.data import Dataset, load_data
+from robustglimpse.data.augment import pipeline
+from robustglimpse.models import zoo
+from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet
+from robustglimpse.progress import Progress, progress
+from robustglimpse.records import UserError
+from robustglimpse.registry import unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a training run ends with.
+
+    alpha: weight of the glimpse classifier's loss (eq. 6); 0 trains without one.
+    lr: the peak of the one-cycle schedule, reached after `warmup` (a fraction) of the steps.
+    clip_norm: the gradient of all weights together is shortened to this norm.
+    precision: "bf16" runs convolutions and products in bfloat16; weights stay f32.
+    """
+
+    model: str
+    backbone: str
+    glimpses: int
+    downsample: str
+    gradient_scale: float
+    dataset: str
+    train_split: str
+    test_split: str
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adamw"]
+    lr: float
+    weight_decay: float
+    clip_norm: float
+    warmup: float
+    alpha: float
+    label_smoothing: float
+    augment: tuple[str, ...]
+    precision: Literal["f32", "bf16"]
+    seed: int
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return the recipe at a path, or the bundled one of that name. Keys are strict."""
+    path = Path(name) if name.endswith(".toml") else recipes.FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise unknown(name, recipes.names(), kind="recipe")
+    try:
+        table = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error})") from None
+    expected = {f.name for f in fields(Recipe)}
+    for word, wrong in ("unknown", table.keys() - expected), ("missing", expected - table.keys()):
+        if wrong:
+            raise UserError(f"{path}: {word} key {min(wrong)!r}; a recipe has {', '.join(sorted(expected))}")
+    return Recipe(**{**table, "augment": tuple(table["augment"])})
+
+
+def training_loss(
+    glimpses: Glimpses,
+    glimpse_logits: Tensor | None,
+    y: Tensor,
+    *,
+    alpha: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the loss of eq. 6-8: (1 - alpha) x global loss + alpha x glimpse loss.
+
+    Each is the mean over all T glimpses of a cross-entropy: of the global classifier, and of the
+    glimpse classifier (glimpse_logits [T*B,K], from each glimpse's features alone).  The authors' code
+    leaves glimpse 1 out of the second; eq. 8 has it in, and so do we.
+    y: i64 [B].  Returns a scalar.
+    """
+    targets = y.repeat(len(glimpses.logits))
+    loss = F.cross_entropy(glimpses.logits.flatten(0, 1).float(), targets, label_smoothing=label_smoothing)
+    if glimpse_logits is None:
+        return loss
+    own = F.cross_entropy(glimpse_logits.float(), targets, label_smoothing=label_smoothing)
+    return (1 - alpha) * loss + alpha * own
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    epochs: int | None = None,
+) -> Path:
+    """Train to the recipe's end and return the checkpoint, out/model.safetensors.
+
+    Goes on from out/last.pt where an earlier run of the same recipe was stopped; the weights come out
+    the same as without the stop.  out/log.csv has a row for every epoch.
+    epochs: a shorter budget than the recipe's.  Raises UserError where out holds another recipe's run.
+    """
+    recipe = recipe if epochs is None else Recipe(**{**asdict(recipe), "epochs": epochs})
+    dataset = load_data(recipe.dataset, split=recipe.train_split, data_dir=data_dir)
+    test = load_data(recipe.dataset, split=recipe.test_split, data_dir=data_dir)
+    run = _Run(recipe, dataset, torch.device(device))
+    run.resume(out / "last.pt")
+    with progress(recipe.epochs * run.steps_per_epoch, recipe.model) as report:
+        for epoch in range(run.epochs_done, recipe.epochs):
+            start = time.perf_counter()
+            loss = run.epoch(epoch, report)
+            accuracy = run.accuracy(test)
+            run.rows.append([epoch + 1, round(loss, 5), *accuracy, round(time.perf_counter() - start, 1)])
+            zoo.save_training_state(out / "last.pt", run.state())
+            zoo.write_atomically(out / "log.csv", run.log().encode())
+    return run.export(out / "model.safetensors", test)
+
+
+class _Run:
+    """A network in training: what one epoch changes, and what a resume needs."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device = recipe, device
+        self.images = torch.from_numpy(dataset.images)
+        self.labels = torch.from_numpy(dataset.labels)
+        self.classes = dataset.classes
+        self.augment = pipeline(recipe.augment)
+        self.steps_per_epoch = len(self.labels) // recipe.batch_size
+        if not self.steps_per_epoch:
+            raise UserError(f"batch_size {recipe.batch_size} is more than the {len(self.labels)} images")
+        architecture = Architecture(
+            recipe.backbone, recipe.glimpses, recipe.downsample, len(self.classes), recipe.gradient_scale
+        )
+        network = MGNet(architecture, glimpse_head=recipe.alpha > 0)
+        self.network = network.to(device=device, memory_format=torch.channels_last)
+        self.optimizer = _optimizer(self.network, recipe)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            recipe.lr,
+            total_steps=recipe.epochs * self.steps_per_epoch,
+            pct_start=recipe.warmup,
+        )
+        self.rows: list[list[float]] = []
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.rows)
+
+    def epoch(self, epoch: int, report: Progress) -> float:
+        """Train for one epoch and return its mean loss."""
+        # Every random number of an epoch follows from the seed and its number: a resume needs no state.
+        torch.manual_seed(self.recipe.seed * 100_003 + epoch)
+        self.network.train()
+        size = self.recipe.batch_size
+        order = torch.randperm(len(self.labels))
+        total = 0.0
+        for step in range(self.steps_per_epoch):
+            rows = order[step * size : (step + 1) * size]
+            loss = self._loss(self.augment(self.images[rows]), self.labels[rows].to(self.device))
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.item()
+            report(epoch * self.steps_per_epoch + step + 1, f"loss {total / (step + 1):.3f}")
+        return total / self.steps_per_epoch
+
+    def _loss(self, images: Tensor, y: Tensor) -> Tensor:
+        recipe = self.recipe
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            glimpses = self.network(self._normalised(images))
+            head = self.network.glimpse_fc
+            own = head(glimpses.features.flatten(0, 1)) if head is not None else None
+            return training_loss(glimpses, own, y, alpha=recipe.alpha, label_smoothing=recipe.label_smoothing)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        x = images.to(self.device).float() / 255
+        mean = x.new_tensor(zoo.IMAGENET_MEAN)[:, None, None]
+        std = x.new_tensor(zoo.IMAGENET_STD)[:, None, None]
+        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def accuracy(self, dataset: Dataset) -> list[float]:
+        """Return the share of the images that each exit classifies correctly, in f32."""
+        self.network.eval()
+        correct = torch.zeros(self.recipe.glimpses)
+        for batch in dataset.batches(128):
+            logits = self.network(self._normalised(batch.images)).logits.cpu()
+            correct += (logits.argmax(2) == batch.labels).sum(1)
+        return [round(float(c) / len(dataset.labels), 6) for c in correct]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "recipe": {**asdict(self.recipe), "augment": list(self.recipe.augment)},
+            "rows": self.rows,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def resume(self, path: Path) -> None:
+        """Take over the state at path, where there is one."""
+        if not path.exists():
+            return
+        state = zoo.read_training_state(path)
+        ours = {**asdict(self.recipe), "augment": list(self.recipe.augment)}
+        if state["recipe"] != ours:
+            changed = sorted(k for k in ours if ours[k] != state["recipe"].get(k))
+            raise UserError(
+                f"{path} is of another recipe ({', '.join(changed)} differ); choose another --out"
+            )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.rows = state["rows"]
+
+    def log(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        exits = [f"accuracy_exit_{t + 1}" for t in range(self.recipe.glimpses)]
+        writer.writerow(["epoch", "loss", *exits, "seconds"])
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def export(self, path: Path, test: Dataset) -> Path:
+        """Write the weights as fp16, with the accuracy that the rounded weights have."""
+        state = {
+            name: t.half().float() if t.is_floating_point() else t
+            for name, t in self.network.state_dict().items()
+        }
+        self.network.load_state_dict(state)
+        card = zoo.Card(
+            self.network.architecture,
+            self.classes,
+            test.size_px,
+            dataset=self.recipe.dataset,
+            recipe=self.recipe.model,
+            accuracy=tuple(self.accuracy(test)),
+        )
+        inference = {name: t for name, t in state.items() if not name.startswith("glimpse_fc.")}
+        zoo.save_checkpoint(path, inference, card)
+        return path
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer; norms and biases are not decayed."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, recipe.lr, fused=True)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True, fused=True)
+    raise UserError(f"optimizer must be sgd or adamw, got {recipe.optimizer!r}")
