@@ -1,5 +1,6 @@
-"""Commands: each parses, makes one library call and prints. The only exit codes; data on stdout, notes on stderr.
+"""Commands: each parses, makes one library call and prints. The only exit codes.
 
+Data goes to stdout, notes to stderr.
 Nothing here imports torch at the top: --help and list start without it.
 """
 
@@ -206,7 +207,8 @@ def import_checkpoint(
 
     Example:
 
-        robustglimpse import-checkpoint epoch=399.ckpt --backbone resnet18 --glimpses 4 --downsample 7/3 --out mine.safetensors
+        robustglimpse import-checkpoint FILE.ckpt --backbone resnet18 --glimpses 4 --downsample 7/3
+        --out mine.safetensors
     """
     from robustglimpse.models.zoo import import_checkpoint as run
 

@@ -15,10 +15,9 @@ from robustglimpse.attacks import ATTACKS, check_call
 from robustglimpse.attacks.geometry import ROUNDING, distance
 from robustglimpse.attacks.gradient import Iterates
 from robustglimpse.attacks.loss import margin
-from robustglimpse.records import PROTOCOLS, Batch, Classifier, Protocol, Threat, UserError
+from robustglimpse.records import PROTOCOLS, Batch, Channels, Classifier, Protocol, Threat, UserError
 from robustglimpse.registry import Call, find, resolve
 from robustglimpse.rng import KeyedDraws
-
 
 Columns = dict[str, NDArray[np.generic]]
 STANDING = 2**62  # first success of an exit that never fell: later than any step
@@ -48,21 +47,22 @@ def make_plan(
     *,
     protocol: str,
     threat: Threat,
-    normalisation: tuple[Any, Any],
+    normalisation: tuple[Channels, Channels],
     restarts: int,
     seed: int,
     all_exits: bool,
 ) -> Plan:
     """Return the plan of an attack's call string under a protocol. Raises UserError for what cannot be."""
     row = check_call(text, threat.norm)
-    chosen = find(PROTOCOLS, protocol, kind="protocol")
+    chosen = find(PROTOCOLS, protocol, kind="protocol", listing="protocols")
     if restarts < 1:
         raise UserError(f"restarts must be at least 1, got {restarts}")
     options = dict(text.arguments)
     steps = steps_of(options.pop("steps", 1)) if row.iterative else (1,)
     if chosen.normalised:
         threat = Threat(threat.norm, threat.eps, scale=normalisation[1], bounds=None)
-    options.setdefault("random_start", chosen.random_start and row.iterative)
+    if row.iterative:
+        options.setdefault("random_start", chosen.random_start)
     call = Call(text.name, tuple(sorted(options.items())))
     return Plan(call, threat, chosen, steps, restarts, seed, all_exits, "last" in chosen.judges)
 

@@ -80,7 +80,7 @@ PROTOCOLS: dict[str, Protocol] = {
         False, True, ("as-trained",), ("worst",),
     ),
     "paper": Protocol(
-        "as MGNet's authors: normalised pixels (eps about 4.4 times smaller), no start, no clip, last iterate",
+        "as MGNet's authors: normalised pixels (eps some 4.4 times smaller), no start, no clip, last iterate",
         True, False, ("as-trained",), ("last", "worst"),
     ),
     "adaptive": Protocol(

@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeVar
 
 from robustglimpse.records import UserError
 
-
 RowT = TypeVar("RowT")
 
 
@@ -57,11 +56,14 @@ def parse_call(text: str) -> Call:
         node = ast.parse(f"f({rest}", mode="eval").body
     except SyntaxError:
         raise wrong from None
-    if not isinstance(node, ast.Call) or node.args or any(k.arg is None for k in node.keywords):
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
+        raise wrong
+    keys = [k.arg for k in node.keywords]
+    if None in keys or len(set(keys)) < len(keys):
         raise wrong
     try:
         pairs = {str(k.arg): _literal(k.value) for k in node.keywords}
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         raise wrong from None
     return Call(name.strip(), tuple(sorted(pairs.items())))
 
@@ -78,25 +80,30 @@ def parse_fraction(text: str, *, what: str) -> float:
     """Return the number that text spells, such as "4/255" or "0.03". Raises UserError naming what."""
     try:
         return float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(
             f"{what} must be a number such as 4/255 or 0.0157, got {text!r}; give it in [0,1] pixel units"
         ) from None
 
 
-def find(table: Mapping[str, RowT], name: str, *, kind: str) -> RowT:
-    """Return the row called name. Raises UserError with the nearest name otherwise."""
+def find(table: Mapping[str, RowT], name: str, *, kind: str, listing: str = "") -> RowT:
+    """Return the row called name. Raises UserError with the nearest name otherwise (see unknown)."""
     try:
         return table[name]
     except KeyError:
-        raise unknown(name, table, kind=kind) from None
+        raise unknown(name, table, kind=kind, listing=listing) from None
 
 
-def unknown(name: str, known: Iterable[str], *, kind: str, plural: str | None = None) -> UserError:
-    """Return the error for a name that no table has, with the nearest ones that exist."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return UserError(f"unknown {kind} {name!r}{hint} (list them: robustglimpse list {plural or kind + 's'})")
+def unknown(name: str, known: Iterable[str], *, kind: str, listing: str = "") -> UserError:
+    """Return the error for a name that no table has, with the nearest one that exists.
+
+    listing: the argument of `robustglimpse list` that shows the table; without one the names are spelled out.
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    where = f"list them: robustglimpse list {listing}" if listing else f"known: {', '.join(names)}"
+    return UserError(f"unknown {kind} {name!r}; {hint}({where})")
 
 
 def resolve(row: Row) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,9 @@ class _Work:
 def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     """Run every cell that out does not hold yet; return the rows asked for, as in out/results.csv.
 
-    out/results.csv holds the rows of every cell ever run into out.  Everything asked for is checked before the first cell runs.  A cell that crashes becomes a row with
-    its error and no accuracy; the others go on.  Raises UserError for what cannot be asked.
+    out/results.csv holds the rows of every cell ever run into out.  All that is asked for is checked
+    before the first cell runs.  A cell that crashes becomes a row with its error and no accuracy, and
+    the others go on.  Raises UserError for what cannot be asked.
     """
     device = choose_device(asked.device)
     work = list(_plan_work(asked, device))
@@ -84,7 +85,8 @@ def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
         for w in todo:
             note = f"{w.cell.model} {w.cell.perturb.partition('(')[0]} {w.cell.protocol}".rstrip()
             try:
-                _run_cell(w, store, device, lambda n, base=done, note=note: report(base + n, note))
+                for finished in _run_cell(w, store, device):
+                    report(done + finished, note)
             except UserError:
                 raise
             except Exception as error:  # a crash is a hole in the table, never a survival
@@ -180,14 +182,15 @@ def match_classes(dataset: Dataset, classifier: Classifier) -> Dataset:
     if missing or numbered:
         raise UserError(
             f"{classifier.name} has {len(ours)} classes, {dataset.name} has {len(theirs)}, "
-            f"among them {(missing or list(theirs))[0]!r} that the model lacks; choose a model trained on this data"
+            f"among them {(missing or list(theirs))[0]!r} that the model lacks; "
+            "choose a model trained on this data"
         )
     place = np.array([ours.index(name) for name in theirs])
     return replace(dataset, labels=place[dataset.labels], classes=ours)
 
 
-def _run_cell(w: _Work, store: Store, device: str, report: Callable[[int], None]) -> None:
-    """Run the cell's missing batches, then write its outcomes and rows."""
+def _run_cell(w: _Work, store: Store, device: str) -> Iterator[int]:
+    """Run the cell's missing batches, then write its outcomes and rows; yield how many samples are done."""
     parts = store.parts(w.cell, w.provenance)
     for batch in w.dataset.batches(w.cell.batch_size):
         first = int(batch.index[0])
@@ -197,7 +200,7 @@ def _run_cell(w: _Work, store: Store, device: str, report: Callable[[int], None]
             seconds = time.perf_counter() - start
             store.save_part(w.cell, w.provenance, first, columns, seconds)
             parts[first] = columns, seconds
-        report(first + len(batch.labels))
+        yield first + len(batch.labels)
     whole = {name: np.concatenate([parts[first][0][name] for first in sorted(parts)]) for name in parts[0][0]}
     order = np.lexsort((whole["index"], whole["exit"]))
     whole = {name: column[order] for name, column in whole.items()}
@@ -242,7 +245,7 @@ def result_rows(w: _Work, columns: Columns, seconds: float, device: str) -> list
     return rows
 
 
-def _verdicts(plan: evaluate.Plan | None, columns: Columns) -> Iterator[tuple[str, int, Any]]:
+def _verdicts(plan: evaluate.Plan | None, columns: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
     """Yield (judge, steps, bool [N]: still correct) for every number that the cell reports."""
     if plan is None:
         yield "", 0, columns["clean_pred"] == columns["label"]

@@ -1,4 +1,4 @@
-"""The only reader and writer of a results directory. A cell's record is written last, so it is done or not there.
+"""The only reader and writer of a results directory. A cell's record is written last.
 
 DIR/run.json              what was asked, with which versions and files
 DIR/results.csv           one row per cell, exit, verdict and step count

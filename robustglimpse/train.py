@@ -60,7 +60,7 @@ def load_recipe(name: str) -> Recipe:
     """Return the recipe at a path, or the bundled one of that name. Keys are strict."""
     path = Path(name) if name.endswith(".toml") else recipes.FOLDER / f"{name}.toml"
     if not path.is_file():
-        raise unknown(name, recipes.names(), kind="recipe")
+        raise unknown(name, recipes.names(), kind="recipe", listing="recipes")
     try:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -142,7 +142,7 @@ class _Run:
             recipe.backbone, recipe.glimpses, recipe.downsample, len(self.classes), recipe.gradient_scale
         )
         network = MGNet(architecture, glimpse_head=recipe.alpha > 0)
-        self.network = network.to(device=device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.network, recipe)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
@@ -168,7 +168,7 @@ class _Run:
             rows = order[step * size : (step + 1) * size]
             loss = self._loss(self.augment(self.images[rows]), self.labels[rows].to(self.device))
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
             self.optimizer.step()
             self.schedule.step()

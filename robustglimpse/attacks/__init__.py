@@ -40,7 +40,7 @@ ATTACKS: dict[str, AttackRow] = {
 
 def check_call(call: Call, norm: str) -> AttackRow:
     """Return the row of a call. Raises UserError for an unknown attack, argument, or norm."""
-    row = find(ATTACKS, call.name, kind="attack")
+    row = find(ATTACKS, call.name, kind="attack", listing="attacks")
     if norm not in row.norms:
         raise UserError(f"{call.name} is defined for {' and '.join(row.norms)}, not {norm!r}")
     known = options_of(row)

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
-# The most that f32 arithmetic may put a projected point outside its ball, relative to the radius and absolute.
+# The most that f32 arithmetic may put a projected point outside its ball.
 ROUNDING = 1e-5
 
 
@@ -25,7 +25,8 @@ def distance(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     delta = ((x_adv - x) / scale_of(threat, x)).flatten(1)
     if threat.norm == "linf":
         return delta.abs().amax(1)
-    return torch.linalg.vector_norm(delta, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(delta, dim=1)
+    return norms
 
 
 def ball(threat: Threat, x: Tensor) -> LinfBall | L2Ball:
@@ -99,4 +100,5 @@ class L2Ball:
 
 def _norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm of each sample, [B,1,1,1]."""
-    return torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)
+    return norms

@@ -110,7 +110,7 @@ def load_data(
     Raises UserError for a name, a split or files that do not exist or cannot be read.
     """
     kind, _, path = name.partition(":")
-    row = find(DATASETS, kind, kind="data set")
+    row = find(DATASETS, kind, kind="data set", listing="data")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}; leave it out for the whole split")
     options: Mapping[str, Any] = {

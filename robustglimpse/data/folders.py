@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import pickle
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -146,7 +145,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Reads dicts of numbers and numpy arrays, and refuses every other name a pickle may call."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".")[0], name) in {
+        if (module.split(".", maxsplit=1)[0], name) in {
             ("numpy", "_reconstruct"),
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
@@ -193,7 +192,7 @@ class ArchiveSource:
                 self._names = sorted(n for n in archive.namelist() if not n.endswith("/"))
                 self._open: Callable[[str], IO[bytes] | None] = archive.open
             else:
-                tar = tarfile.open(path)
+                tar = tarfile.open(path)  # noqa: SIM115 - read from as long as the source lives
                 self._names = sorted(m.name for m in tar.getmembers() if m.isfile())
                 self._open = tar.extractfile
         except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
@@ -240,7 +239,7 @@ def _archive_or_folder(data_dir: Path | None, name: str, url: str, known_hash: s
         raise UserError(f"{name} needs its files: give --data-dir PATH (archive or folder), or --download")
     if not data_dir.exists():
         raise UserError(f"{data_dir}: no such file or folder; give {name}'s archive or folder as --data-dir")
-    inside = data_dir / url.rsplit("/", 1)[1]
+    inside = data_dir / url.rpartition("/")[2]
     return inside if data_dir.is_dir() and inside.is_file() else data_dir
 
 
@@ -294,7 +293,7 @@ def _write_decoded(source: Source, paths: list[str], transform: Callable[[Image]
     """Decode every image and write them as u8 [N,3,H,W], the file appearing only when it is whole."""
     from robustglimpse.progress import track
 
-    images: NDArray[np.uint8] | None = None
+    images: np.memmap[Any, np.dtype[np.uint8]] | None = None
     partial = out.with_suffix(f".{os.getpid()}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -321,12 +320,13 @@ def _write_decoded(source: Source, paths: list[str], transform: Callable[[Image]
 
 
 def _open_image(source: Source, path: str) -> Image:
-    from PIL import Image
+    from PIL import Image as PillowImage
 
     content = source.read(path)
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image: Image = PillowImage.open(io.BytesIO(content)).convert("RGB")
+        return image
+    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError):
         raise UserError(
             f"{source.path}: {path} is not an image that can be decoded; mend or remove it"
         ) from None

@@ -52,13 +52,13 @@ def models() -> Mapping[str, ModelRow]:
 
 
 def model_row(name: str) -> ModelRow:
-    """Return the manifest's row; "@glimpse-digits" may be left out. Raises UserError with the nearest name."""
+    """Return the manifest's row; "@glimpse-digits" may be left out. Raises UserError for others."""
     rows = models()
     full = name if "@" in name else f"{name}@{DEFAULT_DATASET}"
     if full in rows:
         return rows[full]
     short = [n.removesuffix(f"@{DEFAULT_DATASET}") for n in rows]
-    raise unknown(name, short, kind="model")
+    raise unknown(name, short, kind="model", listing="models")
 
 
 def load_model(name: str, *, device: str = "cpu") -> Classifier:

@@ -1,4 +1,4 @@
-"""Backbones: torchvision's residual networks cut before their classifier. The only room for torchvision models."""
+"""Backbones: torchvision's residual networks, cut before their classifier."""
 
 from __future__ import annotations
 

@@ -92,8 +92,6 @@ class MGNet(nn.Module):
         logits, regions, features = [], [], []
         count = self.architecture.glimpses if glimpses is None else glimpses
         for t in range(count):
-            if t:
-                region = self._next_region(fused, scale)  # noqa: F821 - bound by the glimpse before
             glimpse = look(x, region, side) if t else look_at_all(x, side)
             feature = self.backbone(glimpse)
             position = region.detach() if gradient == "as-trained" else region
@@ -101,6 +99,8 @@ class MGNet(nn.Module):
             logits.append(self.global_fc(fused))
             regions.append(region)
             features.append(feature)
+            if t + 1 < count:
+                region = self._next_region(fused, scale)
         return Glimpses(torch.stack(logits), torch.stack(regions), torch.stack(features))
 
     def _next_region(self, fused: Tensor, gradient_scale: float) -> Tensor:
@@ -136,7 +136,7 @@ class FeatureFusion(nn.Module):
             attended = memory[0][:, width:]
         else:
             query = F.linear(coded, mha.in_proj_weight[:width], mha.in_proj_bias[:width])
-            keys, values = torch.stack(memory, 1).split(width, 2)
+            keys, values = torch.stack(memory, 1).tensor_split(2, 2)
             weights = torch.softmax((keys @ query[:, :, None])[:, :, 0] / sqrt(width), 1)
             attended = (weights[:, None] @ values)[:, 0]
         return torch.relu(self.norm(mha.out_proj(attended)))
@@ -162,7 +162,8 @@ class Head(nn.Module):
         self.fc = nn.Linear(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x)
+        y: Tensor = self.fc(x)
+        return y
 
 
 def look_at_all(x: Tensor, side: int) -> Tensor:

@@ -67,7 +67,8 @@ def load_row(row: ModelRow, *, device: str = "cpu") -> Classifier:
     found = hash_file(path)
     if found != row.sha256:
         raise UserError(
-            f"{path}: expected sha256 {row.sha256}, got {found}; the file was changed, fetch or train it again"
+            f"{path}: expected sha256 {row.sha256}, got {found}; "
+            "the file was changed, fetch or train it again"
         )
     return load_file(path, name=row.name, device=device)
 
@@ -124,7 +125,7 @@ def load_strictly(network: MGNet, state: Mapping[str, Tensor], path: Path) -> No
 
 def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: str = "cpu") -> Classifier:
     """Return the network as a Classifier: frozen, in eval mode, channels-last, normalising inside."""
-    network = network.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     mean = torch.tensor(card.mean, device=device)[:, None, None]
     std = torch.tensor(card.std, device=device)[:, None, None]
 
@@ -225,7 +226,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Card, str]:
         content_hash = hash_file(path)
         with safe_open(path, "pt") as stream:
             metadata = stream.metadata() or {}
-            state = {name: stream.get_tensor(name) for name in stream.keys()}
+            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
     if metadata.get("format") != FORMAT:

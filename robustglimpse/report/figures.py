@@ -45,16 +45,13 @@ def figure4(results: pd.DataFrame) -> Figure:
     first = attacked.iloc[0]
     attacks = ", ".join(dict.fromkeys(attacked["attack"].str.upper()))
     figure.suptitle(
-        f"{attacks}, {first['norm']} eps {_eps_range(attacked)}, {first['dataset']} ({int(first['n'])} images)",
+        f"{attacks}, {first['norm']} eps {', '.join(dict.fromkeys(attacked['eps_text']))}, "
+        f"{first['dataset']} ({int(first['n'])} images)",
         fontsize=10,
     )
     handles = {h.get_label(): h for panel in panels for h in panel.get_lines()}
     figure.legend(handles=list(handles.values()), loc="outside right center", frameon=False, fontsize=8.5)
     return figure
-
-
-def _eps_range(attacked: pd.DataFrame) -> str:
-    return ", ".join(dict.fromkeys(attacked["eps_text"]))
 
 
 def _steps_panel(panel: Axes, rows: pd.DataFrame) -> None:
@@ -70,7 +67,8 @@ def _steps_panel(panel: Axes, rows: pd.DataFrame) -> None:
         label = f"{title or model}, {protocol}{f', {attack}' if many_attacks else ''}"
         panel.plot(
             line["steps"], 100 * line["accuracy"], label=label, color=colour, marker=marker,
-            linestyle=PROTOCOL_LINES.get(str(protocol), "solid"), markersize=4.5, linewidth=1.7, clip_on=False,
+            linestyle=PROTOCOL_LINES.get(str(protocol), "solid"), markersize=4.5, linewidth=1.7,
+            clip_on=False,
         )  # fmt: skip
         panel.fill_between(
             line["steps"], 100 * line["ci_low"], 100 * line["ci_high"], color=colour, alpha=0.13, linewidth=0

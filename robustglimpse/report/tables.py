@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pandas as pd
 
@@ -28,7 +28,7 @@ def percent(value: float, low: float, high: float) -> str:
 
 
 def steps_table(results: pd.DataFrame) -> str:
-    """Return accuracy in percent with 95 % intervals: a line per model, attack and protocol, a column per step count."""
+    """Return accuracies in percent with 95 % intervals: a line per model and protocol, a column per count."""
     rows = headline(results)
     clean = rows[rows["kind"] == "clean"].set_index("model")
     attacked = rows[rows["kind"] == "attack"]
@@ -39,16 +39,16 @@ def steps_table(results: pd.DataFrame) -> str:
     for (model, attack, eps, protocol), group in groups:
         by_steps = group.drop_duplicates("steps").set_index("steps")
         cells = [_cell(by_steps, k) for k in counts]
-        lines.append([model, f"{attack} {eps}", protocol, _cell(clean, model), *cells])
+        lines.append([str(model), f"{attack} {eps}", str(protocol), _cell(clean, model), *cells])
     return _markdown(header, lines)
 
 
-def _cell(frame: pd.DataFrame, key: object) -> str:
+def _cell(frame: pd.DataFrame, key: Hashable) -> str:
     """Return the percentage in the row called key, or a dash where there is none."""
     if key not in frame.index:
         return "-"
-    row = frame.loc[key]
-    return percent(row["accuracy"], row["ci_low"], row["ci_high"])
+    accuracy, low, high = frame[["accuracy", "ci_low", "ci_high"]].loc[[key]].to_numpy()[0]
+    return percent(accuracy, low, high)
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,260 @@
+"""The loop, on models whose exact answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from robustglimpse import evaluate
+from robustglimpse.attacks import ATTACKS, AttackRow
+from robustglimpse.attacks.geometry import ball
+from robustglimpse.models.surrogates import surrogates
+from robustglimpse.records import Batch, Classifier, Norm, Threat
+from robustglimpse.registry import parse_call
+
+SIZE = 8
+NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def make_plan(text: str, threat: Threat, *, protocol: str = "standard", restarts: int = 1) -> evaluate.Plan:
+    return evaluate.make_plan(
+        parse_call(text), protocol=protocol, threat=threat, normalisation=NORMALISATION,
+        restarts=restarts, seed=5, all_exits=False,
+    )  # fmt: skip
+
+
+def classifier_of(logits: Callable[[Tensor], Tensor], classes: int = 2) -> Classifier:
+    def exits(x: Tensor) -> Tensor:
+        return logits(x)[None]
+
+    return Classifier(
+        "hand-made", logits, exits, surrogates(lambda x, _: exits(x), 1), lambda x: x,
+        tuple(str(k) for k in range(classes)), SIZE, "", NORMALISATION,
+    )  # fmt: skip
+
+
+def linear(weight: Tensor, bias: float) -> Classifier:
+    """Class 1 where weight . x + bias is above 0.  A sum per sample: the same in any batch."""
+
+    def logits(x: Tensor) -> Tensor:
+        score = (x * weight).flatten(1).sum(1) + bias
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+    return classifier_of(logits)
+
+
+def anisotropic_weight() -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    size = torch.logspace(-2, 0, 3 * SIZE * SIZE)
+    sign = torch.randint(0, 2, size.shape, generator=generator) * 2.0 - 1
+    order = torch.randperm(len(size), generator=generator)
+    return (size * sign)[order].view(3, SIZE, SIZE)
+
+
+def batch_of(images: Tensor, labels: Tensor) -> Batch:
+    return Batch(images, labels, torch.arange(len(labels)))
+
+
+def random_batch(count: int = 64, low: int = 100, high: int = 156) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(low, high, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    return batch_of(images, torch.ones(count, dtype=torch.int64))
+
+
+def at_distance(weight: Tensor, images: Tensor, radius: float, norm: Norm) -> Callable[[Tensor], Tensor]:
+    """Return logits under which every image is exactly `radius` from the decision boundary."""
+    dual = weight.abs().sum() if norm == "linf" else weight.norm()
+    own = ((images.float() / 255) * weight).flatten(1).sum(1)
+
+    def logits(x: Tensor) -> Tensor:
+        # The score of each image, less its own score at the start, plus what makes the distance right.
+        score = (x * weight).flatten(1).sum(1) - own[: len(x)] + radius * dual
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+    return logits
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("share", "fooled"), [(0.98, 0), (1.02, 64)])
+@pytest.mark.parametrize("attack", ["pgd(steps=40, step_size={step})", "fgsm"])
+def test_attacks_reach_the_exact_distance_of_a_linear_model_and_no_further(
+    norm: Norm, share: float, fooled: int, attack: str
+) -> None:
+    weight, batch, distance = anisotropic_weight(), random_batch(), 0.05
+    eps = share * distance
+    plan = make_plan(attack.format(step=eps / 8), Threat(norm, eps))
+    # One sample at a time: each has a boundary of its own.
+    count = 0
+    for i in range(len(batch.labels)):
+        one = batch_of(batch.images[i : i + 1], batch.labels[i : i + 1])
+        model = classifier_of(at_distance(weight, one.images, distance, norm))
+        columns = evaluate.attack(model, one, plan, device="cpu")
+        count += int(columns["first_success_step"][0] > 0)
+    assert count == fooled
+
+
+@pytest.mark.parametrize(("share", "fooled"), [(0.98, 0), (1.02, 64)])
+def test_linf_distance_is_exact_where_the_box_cuts_the_ball(share: float, fooled: int) -> None:
+    # Dark images: half of the pixels have no room below. At the exact distance the gains of all pixels,
+    # each cut at its room, add up to the score; the bias is chosen so that this is at `distance`.
+    weight = anisotropic_weight()
+    batch = random_batch(low=0, high=12)
+    x = batch.images.float() / 255
+    room = torch.where(weight > 0, x, 1 - x)  # class 1 falls as the score falls
+    distance = 0.03
+    gain = (weight.abs() * room.clamp(max=distance)).flatten(1).sum(1)
+    assert (room < distance).float().mean() > 0.3
+    count = 0
+    for i in range(len(x)):
+        bias = float(gain[i] - (x[i] * weight).sum())
+        one = batch_of(batch.images[i : i + 1], batch.labels[i : i + 1])
+        eps = share * distance
+        plan = make_plan(f"pgd(steps=20, step_size={eps / 4})", Threat("linf", eps))
+        columns = evaluate.attack(linear(weight, bias), one, plan, device="cpu")
+        count += int(columns["first_success_step"][0] > 0)
+    assert count == fooled
+
+
+def test_a_pgd_whose_steps_cannot_reach_the_boundary_fools_nobody() -> None:
+    weight, batch = anisotropic_weight(), random_batch(1)
+    model = classifier_of(at_distance(weight, batch.images, 0.05, "linf"))
+    plan = make_plan("pgd(steps=4, step_size=0.01, random_start=False)", Threat("linf", 0.06))
+    assert evaluate.attack(model, batch, plan, device="cpu")["first_success_step"].tolist() == [-1]
+    plan = make_plan("pgd(steps=6, step_size=0.01, random_start=False)", Threat("linf", 0.06))
+    assert evaluate.attack(model, batch, plan, device="cpu")["first_success_step"].tolist() == [6]
+
+
+def mixed() -> tuple[Classifier, Batch, Threat]:
+    """A linear model on samples at many distances, some of them misclassified already."""
+    weight, batch = anisotropic_weight(), random_batch()
+    scores = ((batch.images.float() / 255) * weight).flatten(1).sum(1)
+    return linear(weight, -float(scores.quantile(0.15))), batch, Threat("linf", 0.01)
+
+
+@pytest.mark.parametrize("protocol", ["standard", "paper", "adaptive"])
+def test_one_run_gives_the_curve_that_separate_runs_give(protocol: str) -> None:
+    model, batch, threat = mixed()
+    whole = evaluate.attack(
+        model, batch, make_plan("pgd(steps=[1,2,5,9], step_size=0.002)", threat, protocol=protocol), device="cpu"
+    )
+    for steps in (1, 2, 5, 9):
+        plan = make_plan(f"pgd(steps={steps}, step_size=0.002)", threat, protocol=protocol)
+        alone = evaluate.attack(model, batch, plan, device="cpu")
+        fooled = (whole["first_success_step"] >= 0) & (whole["first_success_step"] <= steps)
+        assert fooled.tolist() == (alone["first_success_step"] >= 0).tolist()
+        if protocol == "paper":
+            assert whole[f"pred_at_{steps}"].tolist() == alone[f"pred_at_{steps}"].tolist()
+    assert 0 < (whole["first_success_step"] > 0).sum() < len(batch.labels)
+
+
+def test_misclassified_samples_are_not_attacked_and_count_as_fooled() -> None:
+    model, batch, threat = mixed()
+    columns = evaluate.attack(model, batch, make_plan("pgd(steps=4, step_size=0.002)", threat), device="cpu")
+    wrong = columns["clean_pred"] != columns["label"]
+    assert 0 < wrong.sum() < 64
+    assert (columns["first_success_step"][wrong] == 0).all()
+    assert (columns["forwards"][wrong] == 1).all()
+    assert (columns["backwards"][wrong] == 0).all()
+
+
+def test_standing_samples_are_charged_every_pass() -> None:
+    model, batch, threat = mixed()
+    plan = make_plan("pgd(steps=4, step_size=0.002)", threat)
+    columns = evaluate.attack(model, batch, plan, device="cpu")
+    standing = columns["first_success_step"] == -1
+    assert standing.any()
+    # The clean pass, one at the start and after each of four steps; a gradient for each step.
+    assert (columns["forwards"][standing] == 6).all()
+    assert (columns["backwards"][standing] == 4).all()
+
+
+def test_the_recorded_iterate_is_the_one_that_fooled() -> None:
+    model, batch, threat = mixed()
+    columns = evaluate.attack(model, batch, make_plan("pgd(steps=5, step_size=0.002)", threat), device="cpu")
+    fooled = columns["first_success_step"] > 0
+    assert (columns["margin"][fooled] <= 0).all()
+    assert (columns["pred"][fooled] != columns["label"][fooled]).all()
+    assert (columns["linf"] <= threat.eps + 1e-6).all()
+    assert (columns["linf"][fooled] > 0).all()
+
+
+def test_rows_do_not_depend_on_batch_or_order() -> None:
+    model, batch, threat = mixed()
+    plan = make_plan("pgd(steps=[1,3], step_size=0.002)", threat, protocol="adaptive", restarts=2)
+    whole = evaluate.attack(model, batch, plan, device="cpu")
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
+    pieces = []
+    for rows in order.split(7):
+        piece = Batch(batch.images[rows], batch.labels[rows], rows)
+        pieces.append(evaluate.attack(model, piece, plan, device="cpu"))
+    joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in whole}
+    back = np.argsort(joined["index"])
+    for name in whole:
+        assert np.array_equal(joined[name][back], whole[name]), name
+
+
+def test_restarts_never_raise_accuracy() -> None:
+    model, batch, threat = mixed()
+    fooled = []
+    for restarts in (1, 2, 5):
+        plan = make_plan("pgd(steps=2, step_size=0.001)", threat, restarts=restarts)
+        columns = evaluate.attack(model, batch, plan, device="cpu")
+        fooled.append(columns["first_success_step"] >= 0)
+    assert (fooled[0] <= fooled[1]).all()
+    assert (fooled[1] <= fooled[2]).all()
+
+
+def test_worst_is_never_above_last_under_the_paper_protocol() -> None:
+    model, batch, threat = mixed()
+    plan = make_plan("pgd(steps=[1,2,4,8], step_size=0.004)", replace(threat, eps=0.05), protocol="paper")
+    columns = evaluate.attack(model, batch, plan, device="cpu")
+    for steps in (1, 2, 4, 8):
+        last = columns[f"pred_at_{steps}"] == columns["label"]
+        worst = (columns["first_success_step"] == -1) | (columns["first_success_step"] > steps)
+        assert (worst <= last).all()
+
+
+def test_paper_protocol_is_the_normalised_attack_in_pixels() -> None:
+    # eps and step are divided by nothing: in pixels the ball is eps times the standard deviations.
+    model, batch, _ = mixed()
+    plan = make_plan("pgd(steps=8, step_size=1/255)", Threat("linf", 4 / 255), protocol="paper")
+    assert plan.threat.bounds is None
+    columns = evaluate.attack(model, batch, plan, device="cpu")
+    standing = columns["first_success_step"] == -1
+    assert standing.any()
+    assert columns["linf"][standing] == pytest.approx(4 / 255 * 0.229, rel=1e-4)
+
+
+def test_an_attack_that_leaves_its_ball_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = AttackRow(f"{__name__}:jump", ("linf",), True, "nothing", "0", "this test")
+    monkeypatch.setitem(ATTACKS, "jump", row)
+    model, batch, threat = mixed()
+    plan = make_plan("jump(steps=1, step_size=0.1)", threat)
+    with pytest.raises(ValueError, match="left the ball"):
+        evaluate.attack(model, batch, plan, device="cpu")
+
+
+def jump(logits, x, y, threat, draws, *, steps, step_size, random_start=True):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Leave the ball."""
+    for _ in range(steps):
+        yield x + step_size
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_the_ball_and_stay_in_it(norm: Norm) -> None:
+    from robustglimpse.attacks.geometry import distance
+    from robustglimpse.rng import KeyedDraws
+
+    x = torch.full((256, 3, SIZE, SIZE), 0.5)
+    threat = Threat(norm, 0.1, scale=NORMALISATION[1], bounds=None)
+    start = ball(threat, x).random_start(KeyedDraws(0, torch.arange(256)))
+    share = distance(start, x, threat) / threat.eps
+    assert share.max() <= 1 + 1e-5
+    # In d dimensions the share's mean is d/(d+1) for both norms: E of the largest of d uniforms.
+    d = x[0].numel()
+    assert float(share.mean()) == pytest.approx(d / (d + 1), abs=4 / d / 16)

@@ -1,0 +1,94 @@
+"""Every row of every registry keeps its contract."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from robustglimpse import recipes
+from robustglimpse.attacks import ATTACKS
+from robustglimpse.data import DATASETS
+from robustglimpse.data.augment import AUGMENTS, pipeline
+from robustglimpse.records import PROTOCOLS, Norm, Threat
+from robustglimpse.registry import resolve
+from robustglimpse.rng import KeyedDraws
+from robustglimpse.train import load_recipe
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_yields_iterates_inside_the_ball_and_lets_samples_go(name: str) -> None:
+    row = ATTACKS[name]
+    attack = resolve(row)
+    assert list(inspect.signature(attack).parameters)[:5] == ["logits", "x", "y", "threat", "draws"]
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    weight = torch.linspace(-1, 1, 192).view(3, 8, 8)
+    options = {"steps": 3, "step_size": 0.02} if row.iterative else {}
+
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        score = (batch * weight).flatten(1).sum(1)
+        return torch.stack([score, -score, score * 0.5], 1)
+
+    norms: list[Norm] = ["linf", "l2"]
+    for norm in (n for n in norms if n in row.norms):
+        threat = Threat(norm, 0.05)
+        kept = x.clone()
+        draws = KeyedDraws(0, torch.arange(6))
+        iterates = attack(logits, x, torch.zeros(6, dtype=torch.int64), threat, draws, **options)
+        first = next(iterates)
+        assert first.shape == x.shape
+        assert first.dtype == torch.float32
+        assert not first.requires_grad
+        delta = (first - x).flatten(1)
+        size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
+        assert float(size.max()) <= 0.05 + 1e-6
+        assert float(size.min()) > 0
+        assert first.min() >= 0
+        assert first.max() <= 1
+        assert torch.equal(x, kept), "the images given are never written to"
+        if row.iterative:
+            keep = torch.tensor([True, False, True, False, False, True])
+            assert len(iterates.send(keep)) == 3
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_makes_a_correct_linear_model_fail(name: str) -> None:
+    row = ATTACKS[name]
+    x = torch.full((1, 3, 8, 8), 0.5)
+
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        score = batch.flatten(1).mean(1) - 0.49
+        return torch.stack([torch.zeros_like(score), score], 1)
+
+    options = {"steps": 10, "step_size": 0.01} if row.iterative else {}
+    iterates = resolve(row)(
+        logits, x, torch.ones(1, dtype=torch.int64), Threat("linf", 0.02), KeyedDraws(0, torch.arange(1)), **options
+    )
+    assert int(logits(list(iterates)[-1]).argmax()) == 0
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_an_augmentation_keeps_shape_and_type_and_changes_pixels(name: str) -> None:
+    call = {"shift": "shift(pixels=4)", "crop": "crop(area=0.3)"}.get(name, name)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    out = pipeline([call])(images)
+    assert out.shape == images.shape
+    assert out.dtype == torch.uint8
+    assert not torch.equal(out, images)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_loads_and_pairs_with_its_family(name: str) -> None:
+    recipe = load_recipe(name)
+    other = "ffnet" if name.startswith("mgnet") else "mgnet"
+    twin = load_recipe(name.replace(name[:5], other))
+    for key in ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "augment", "dataset", "seed", "backbone"):
+        assert getattr(recipe, key) == getattr(twin, key), f"{key}: both families get the same budget"
+
+
+def test_rows_say_what_they_are() -> None:
+    for table in (ATTACKS, DATASETS, AUGMENTS):
+        for row in table.values():
+            assert callable(resolve(row))  # type: ignore[arg-type]
+    assert list(PROTOCOLS) == ["standard", "paper", "adaptive"]
