@@ -128,7 +128,7 @@ def l2(request: pytest.FixtureRequest) -> Attacked:
 
 def assert_same(attacked: Attacked, theirs: Tensor, *, share: float) -> None:
     """Assert equal predictions everywhere and pixels equal to 1e-6, but for a share at most."""
-    classifier, x, y, ours = attacked
+    classifier, x, _, ours = attacked
     pred = predict(classifier, ours)
     assert (ours - x).abs().amax() > 0.9 * STEP, "no pixel moved: the attack did nothing to compare"
     assert torch.equal(pred, predict(classifier, theirs))

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -203,11 +205,13 @@ def _read_lightning(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols
+            content = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{path}: refused, reading it would run code inside it ({reason}); "
+            f"{path}: refused, reading it would run code inside it ({named[1] if named else 'a pickle'}); "
             "save its state_dict alone: torch.save({'state_dict': model.state_dict()}, FILE)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -1,0 +1,168 @@
+"""The grid: done cells stay done, killed ones go on, a crash is a hole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from robustglimpse import evaluate, runner
+from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, UserError
+from robustglimpse.runner import Bench, bench
+from robustglimpse.store import read_results
+
+MODEL = "mgnet-r18"
+SMALL = Bench(
+    (MODEL,), steps=(1, 3), protocols=("standard", "paper"), limit=12, batch_size=4, device="cpu", eps="2/255"
+)
+UNSTABLE = ["seconds"]  # wall time is the only column that may differ between runs
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("straight")
+    bench(SMALL, out, command="test")
+    return out
+
+
+def same_results(left: Path, right: Path) -> None:
+    frames = [read_results(path).drop(columns=UNSTABLE) for path in (left, right)]
+    pd.testing.assert_frame_equal(*frames)
+    names = sorted(p.name for p in (left / "outcomes").iterdir())
+    assert names == sorted(p.name for p in (right / "outcomes").iterdir())
+    for name in names:
+        assert (left / "outcomes" / name).read_bytes() == (right / "outcomes" / name).read_bytes()
+
+
+def test_a_run_leaves_a_tidy_table(straight: Path) -> None:
+    frame = read_results(straight)
+    assert tuple(frame.columns) == RESULT_COLUMNS
+    # One clean row; standard: worst at two counts; paper: last and worst at two counts.
+    assert len(frame) == 1 + 2 + 4
+    assert frame["accuracy"].between(0, 1).all()
+    assert (frame["ci_low"] <= frame["accuracy"]).all()
+    assert (frame["accuracy"] <= frame["ci_high"]).all()
+    assert set(frame["total"]) == {12}
+    assert set(frame["n_total"]) == {1000}
+    clean = frame[frame["kind"] == "clean"].iloc[0]
+    attacked = frame[frame["kind"] == "attack"]
+    assert (attacked["accuracy"] <= clean["accuracy"]).all()
+    standard = attacked[attacked["protocol"] == "standard"].set_index("steps")["accuracy"]
+    assert standard[3] <= standard[1]
+    # In normalised pixels the same figure is a ball 4.4 times smaller.
+    paper = attacked[attacked["protocol"] == "paper"]["eps"]
+    assert set(paper) == {2 / 255}
+
+
+def test_outcomes_tell_of_every_sample(straight: Path) -> None:
+    frame = read_results(straight)
+    for path in (straight / "outcomes").iterdir():
+        outcomes = pd.read_csv(path)
+        assert tuple(outcomes.columns)[: len(OUTCOME_COLUMNS)] == OUTCOME_COLUMNS
+        assert outcomes["index"].tolist() == list(range(12))
+    assert len(list((straight / "outcomes").iterdir())) == 3
+    assert frame["forwards"].min() >= 12
+
+
+def test_a_finished_run_does_nothing_again(straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing was missing")
+
+    monkeypatch.setattr(evaluate, "attack", refuse)
+    monkeypatch.setattr(evaluate, "judge_clean", refuse)
+    before = read_results(straight)
+    bench(SMALL, straight, command="again")
+    pd.testing.assert_frame_equal(read_results(straight), before)
+
+
+@pytest.mark.parametrize("calls", [1, 4])
+def test_a_killed_run_goes_on_to_the_same_rows(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    whole, left = evaluate.attack, [calls]
+
+    def dies(*arguments: Any, **options: Any) -> Any:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "attack", dies)
+    with pytest.raises(KeyboardInterrupt):
+        bench(SMALL, tmp_path, command="test")
+    left[0] = 6 - calls  # two cells of three batches: the finished ones are not run again
+    bench(SMALL, tmp_path, command="test")
+    assert left[0] == 0
+    same_results(straight, tmp_path)
+
+
+def test_cells_in_another_order_give_the_same_rows(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = runner._plan_work
+    monkeypatch.setattr(runner, "_plan_work", lambda *a: reversed(list(plan(*a))))
+    bench(SMALL, tmp_path, command="test")
+    same_results(straight, tmp_path)
+
+
+def test_batch_size_changes_nothing_but_float_noise(straight: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    bench(replace(SMALL, batch_size=7), tmp_path, command="test")
+    left, right = read_results(straight), read_results(tmp_path)
+    assert left["correct"].tolist() == right["correct"].tolist()
+
+
+def test_every_exit_is_judged_when_asked(straight: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    bench(replace(SMALL, all_exits=True), tmp_path, command="test")
+    frame = read_results(tmp_path)
+    assert sorted(frame["exit"].unique()) == [1, 2, 3]
+    assert frame.groupby("exit")["gmacs"].first().is_monotonic_increasing
+    # Judging the others changes nothing for the last.
+    last = frame[frame["exit"] == 3]["correct"].tolist()
+    assert last == read_results(straight)["correct"].tolist()
+
+
+def test_a_crash_is_a_hole_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate.attack
+
+    def crashes(classifier: Any, batch: Any, plan: Any, **options: Any) -> Any:
+        if plan.protocol.normalised:
+            raise RuntimeError("out of memory")
+        return whole(classifier, batch, plan, **options)
+
+    monkeypatch.setattr(evaluate, "attack", crashes)
+    frame = bench(SMALL, tmp_path, command="test")
+    hole = frame[frame["status"] == "failed"]
+    assert len(hole) == 1
+    assert hole["accuracy"].isna().all()
+    assert "out of memory" in hole["error"].iloc[0]
+    assert (frame["status"] == "ok").sum() == 3
+    monkeypatch.setattr(evaluate, "attack", whole)
+    assert (bench(SMALL, tmp_path, command="test")["status"] == "ok").all()
+
+
+def test_changed_weights_run_again(straight: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from robustglimpse.models import zoo
+
+    copied = tmp_path / "run"
+    shutil.copytree(straight, copied)
+    for record in (copied / "cells").iterdir():
+        record.write_text(record.read_text().replace(zoo.hash_file(zoo.WEIGHTS / f"{MODEL}-glimpse-digits.safetensors"), "0" * 64))
+    bench(SMALL, copied, command="test")
+    same_results(straight, copied)
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    for change in ({"restarts": 0}, {"batch_size": 0}, {"eps": "-1/255"}, {"steps": ()}, {"step_size": "0"}, {"limit": 0}):
+        with pytest.raises(UserError):
+            bench(replace(SMALL, **change), tmp_path / "out", command="test")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
