@@ -169,7 +169,7 @@ def train(
 
         robustglimpse train mgnet-r18-glimpse-digits
 
-        robustglimpse train mgnet-r18-tiny-imagenet --data-dir tiny-imagenet-200.zip --epochs 5
+        robustglimpse train mgnet-r18-tiny-imagenet-20 --data-dir tiny-imagenet-200.zip --epochs 5
     """
     from robustglimpse.runner import choose_device
     from robustglimpse.train import load_recipe

@@ -29,6 +29,7 @@ class Recipe:
     """Everything that decides what a training run ends with.
 
     alpha: weight of the glimpse classifier's loss (eq. 6); 0 trains without one.
+    zero_init_residual: start with every residual block an identity; deep backbones learn sooner.
     lr: the peak of the one-cycle schedule, reached after `warmup` (a fraction) of the steps.
     clip_norm: the gradient of all weights together is shortened to this norm.
     precision: "bf16" runs convolutions and products in bfloat16; weights stay f32.
@@ -39,6 +40,7 @@ class Recipe:
     glimpses: int
     downsample: str
     gradient_scale: float
+    zero_init_residual: bool
     dataset: str
     train_split: str
     test_split: str
@@ -141,7 +143,9 @@ class _Run:
         architecture = Architecture(
             recipe.backbone, recipe.glimpses, recipe.downsample, len(self.classes), recipe.gradient_scale
         )
-        network = MGNet(architecture, glimpse_head=recipe.alpha > 0)
+        network = MGNet(
+            architecture, glimpse_head=recipe.alpha > 0, zero_init_residual=recipe.zero_init_residual
+        )
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.network, recipe)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from robustglimpse import cli
 from robustglimpse.models import zoo
 
 WEIGHTS = zoo.WEIGHTS / "mgnet-r18-glimpse-digits.safetensors"
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "robustglimpse", *arguments], capture_output=True, text=True, cwd=cwd
-    )
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Return a function that runs a command in tmp_path and returns the one line that it is refused with."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["robustglimpse", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert stop.value.code == 2, out + err
+        assert out == ""
+        assert len(err.splitlines()) == 1, err
+        assert not (tmp_path / "runs").exists()
+        return err
+
+    return refuse
 
 
-def refused(*arguments: str, cwd: Path) -> str:
-    """Return the one line that a refused command prints."""
-    done = run(*arguments, cwd=cwd)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert not (cwd / "runs").exists()
-    return lines[0]
+Refused = Callable[..., str]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +59,8 @@ def refused(*arguments: str, cwd: Path) -> str:
         (["--model", "nowhere.safetensors"], "no such checkpoint"),
     ],
 )
-def test_bench_refuses_in_one_line(arguments: list[str], says: str, tmp_path: Path) -> None:
-    assert says in refused("bench", *arguments, cwd=tmp_path)
+def test_bench_refuses_in_one_line(arguments: list[str], says: str, refused: Refused) -> None:
+    assert says in refused("bench", *arguments)
 
 
 def test_a_checkpoint_with_one_byte_changed_is_refused(
@@ -65,7 +73,7 @@ def test_a_checkpoint_with_one_byte_changed_is_refused(
     from robustglimpse.models import load_model
     from robustglimpse.records import UserError
 
-    with pytest.raises(UserError, match="expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}"):
+    with pytest.raises(UserError, match=r"expected sha256 [0-9a-f]{64}, got [0-9a-f]{64}"):
         load_model("mgnet-r18")
 
 
@@ -77,48 +85,46 @@ class Bomb:
         return open, (str(self.marker), "w")  # type: ignore[return-value]
 
 
-def test_a_pickle_bomb_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_bomb_is_refused_and_not_run(tmp_path: Path, refused: Refused) -> None:
     marker = tmp_path / "exploded"
     (tmp_path / "bomb.ckpt").write_bytes(pickle.dumps({"state_dict": Bomb(marker)}))
     line = refused(
         "import-checkpoint", "bomb.ckpt", "--backbone", "resnet18", "--glimpses", "4", "--downsample", "7/3",
-        "--out", "mine.safetensors", cwd=tmp_path,
+        "--out", "mine.safetensors",
     )  # fmt: skip
     assert "bomb.ckpt: refused" in line
     assert not marker.exists()
     assert not (tmp_path / "mine.safetensors").exists()
 
 
-def test_a_text_file_named_jpg_is_named(tmp_path: Path) -> None:
+def test_a_text_file_named_jpg_is_named(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "photos" / "0").mkdir(parents=True)
     (tmp_path / "photos" / "0" / "note.jpg").write_text("not an image")
-    line = refused("bench", "--model", "mgnet-r18", "--data", "imagefolder:photos", cwd=tmp_path)
+    line = refused("bench", "--model", "mgnet-r18", "--data", "imagefolder:photos")
     assert "0/note.jpg is not an image" in line
 
 
-def test_classes_that_the_model_lacks_are_named(tmp_path: Path) -> None:
+def test_classes_that_the_model_lacks_are_named(tmp_path: Path, refused: Refused) -> None:
     from PIL import Image
 
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "pets" / name / "one.png")
-    line = refused("bench", "--model", "mgnet-r18", "--data", "imagefolder:pets", cwd=tmp_path)
+    line = refused("bench", "--model", "mgnet-r18", "--data", "imagefolder:pets")
     assert "has 10 classes, imagefolder:pets has 2, among them 'cat'" in line
 
 
-def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").write_text("in the way")
-    line = refused("bench", "--model", "mgnet-r18", "--out", "file/run", cwd=tmp_path)
+    line = refused("bench", "--model", "mgnet-r18", "--out", "file/run")
     assert "cannot write results there" in line
 
 
 def test_bench_prints_its_table_and_leaves_its_files(tmp_path: Path) -> None:
-    done = run(
-        "bench", "--model", "mgnet-r18", "--limit", "8", "--steps", "1,2", "--protocol", "paper", "--out", "run",
-        cwd=tmp_path,
-    )  # fmt: skip
+    flags = "--model mgnet-r18 --limit 8 --steps 1,2 --protocol paper --out run"
+    command = [sys.executable, "-m", "robustglimpse", "bench", *flags.split()]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| mgnet-r18 | pgd 4/255 | paper" in done.stdout
     for name in ("results.csv", "run.json", "figure4.png", "figure4.svg"):
         assert (tmp_path / "run" / name).stat().st_size > 0
-    shutil.rmtree(tmp_path / "run")

@@ -140,7 +140,10 @@ def mixed() -> tuple[Classifier, Batch, Threat]:
 def test_one_run_gives_the_curve_that_separate_runs_give(protocol: str) -> None:
     model, batch, threat = mixed()
     whole = evaluate.attack(
-        model, batch, make_plan("pgd(steps=[1,2,5,9], step_size=0.002)", threat, protocol=protocol), device="cpu"
+        model,
+        batch,
+        make_plan("pgd(steps=[1,2,5,9], step_size=0.002)", threat, protocol=protocol),
+        device="cpu",
     )
     for steps in (1, 2, 5, 9):
         plan = make_plan(f"pgd(steps={steps}, step_size=0.002)", threat, protocol=protocol)
@@ -239,7 +242,7 @@ def test_an_attack_that_leaves_its_ball_is_an_error(monkeypatch: pytest.MonkeyPa
         evaluate.attack(model, batch, plan, device="cpu")
 
 
-def jump(logits, x, y, threat, draws, *, steps, step_size, random_start=True):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def jump(logits, x, y, threat, draws, *, steps, step_size, random_start=True):  # type: ignore[no-untyped-def]
     """Leave the ball."""
     for _ in range(steps):
         yield x + step_size

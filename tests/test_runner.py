@@ -154,7 +154,11 @@ def test_changed_weights_run_again(straight: Path, tmp_path: Path) -> None:
     copied = tmp_path / "run"
     shutil.copytree(straight, copied)
     for record in (copied / "cells").iterdir():
-        record.write_text(record.read_text().replace(zoo.hash_file(zoo.WEIGHTS / f"{MODEL}-glimpse-digits.safetensors"), "0" * 64))
+        record.write_text(
+            record.read_text().replace(
+                zoo.hash_file(zoo.WEIGHTS / f"{MODEL}-glimpse-digits.safetensors"), "0" * 64
+            )
+        )
     bench(SMALL, copied, command="test")
     same_results(straight, copied)
 
@@ -162,7 +166,14 @@ def test_changed_weights_run_again(straight: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_asked_is_refused_before_anything_runs(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    for change in ({"restarts": 0}, {"batch_size": 0}, {"eps": "-1/255"}, {"steps": ()}, {"step_size": "0"}, {"limit": 0}):
+    for change in (
+        {"restarts": 0},
+        {"batch_size": 0},
+        {"eps": "-1/255"},
+        {"steps": ()},
+        {"step_size": "0"},
+        {"limit": 0},
+    ):
         with pytest.raises(UserError):
             bench(replace(SMALL, **change), tmp_path / "out", command="test")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

@@ -63,7 +63,12 @@ def test_an_attack_makes_a_correct_linear_model_fail(name: str) -> None:
 
     options = {"steps": 10, "step_size": 0.01} if row.iterative else {}
     iterates = resolve(row)(
-        logits, x, torch.ones(1, dtype=torch.int64), Threat("linf", 0.02), KeyedDraws(0, torch.arange(1)), **options
+        logits,
+        x,
+        torch.ones(1, dtype=torch.int64),
+        Threat("linf", 0.02),
+        KeyedDraws(0, torch.arange(1)),
+        **options,
     )
     assert int(logits(list(iterates)[-1]).argmax()) == 0
 
@@ -83,7 +88,17 @@ def test_a_recipe_loads_and_pairs_with_its_family(name: str) -> None:
     recipe = load_recipe(name)
     other = "ffnet" if name.startswith("mgnet") else "mgnet"
     twin = load_recipe(name.replace(name[:5], other))
-    for key in ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "augment", "dataset", "seed", "backbone"):
+    for key in (
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "augment",
+        "dataset",
+        "seed",
+        "backbone",
+    ):
         assert getattr(recipe, key) == getattr(twin, key), f"{key}: both families get the same budget"
 
 

@@ -60,12 +60,14 @@ class MGNet(nn.Module):
     classifier serves the training loss only: glimpse_head says whether the network has one.
     """
 
-    def __init__(self, architecture: Architecture, *, glimpse_head: bool = False) -> None:
+    def __init__(
+        self, architecture: Architecture, *, glimpse_head: bool = False, zero_init_residual: bool = False
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         features = feature_count(architecture.backbone)
         coded = features + 3
-        self.backbone = Backbone(architecture.backbone)
+        self.backbone = Backbone(architecture.backbone, zero_init_residual=zero_init_residual)
         self.feat_fusion = FeatureFusion(coded)
         self.loc_network = Head(coded, 3)
         self.global_fc = Head(coded, architecture.classes)

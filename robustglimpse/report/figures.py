@@ -73,7 +73,7 @@ def _steps_panel(panel: Axes, rows: pd.DataFrame) -> None:
         panel.fill_between(
             line["steps"], 100 * line["ci_low"], 100 * line["ci_high"], color=colour, alpha=0.13, linewidth=0
         )
-    panel.set_xscale("symlog", base=2, linthresh=1)
+    panel.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
     panel.set_xticks(counts, [str(k) for k in counts])
     panel.set_xticks([], minor=True)
     panel.set_xlim(0, max(counts))

@@ -8,16 +8,26 @@ import pandas as pd
 
 from robustglimpse.records import PROTOCOLS
 
+# From the mildest to the hardest, as readers should meet them.
+PROTOCOL_ORDER = ("paper", "standard", "adaptive")
+
 
 def headline(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that a protocol is quoted by: its first verdict, clean rows, the last exit."""
+    """Return the rows that a protocol is quoted by: its first verdict, clean rows, the last exit.
+
+    In reading order: by backbone, family, model, attack, and protocol from the mildest to the hardest.
+    """
     rows = results[results["status"] == "ok"]
+    order = rows["protocol"].map({name: i for i, name in enumerate(PROTOCOL_ORDER)})
+    rows = rows.assign(order=order.fillna(-1)).sort_values(
+        ["backbone", "family", "model", "attack", "order", "steps"], kind="stable"
+    )
     first_judge = {name: protocol.judges[0] for name, protocol in PROTOCOLS.items()}
     is_quoted = rows["judge"].isin(["", None]) | rows["judge"].isna()
     is_quoted |= rows["judge"] == rows["protocol"].map(first_judge)
     rows = rows[is_quoted]
     last_exit = rows.groupby("model")["exit"].transform("max")
-    return rows[rows["exit"] == last_exit]
+    return rows[rows["exit"] == last_exit].drop(columns="order")
 
 
 def percent(value: float, low: float, high: float) -> str:

@@ -52,7 +52,9 @@ def test_l2_projection_draws_back_to_the_sphere() -> None:
 
 
 def test_l2_projection_leaves_the_inside_alone_and_clips_to_the_bounds() -> None:
-    torch.testing.assert_close(ball(Threat("l2", 1), image(0.5, 0.5)).project(image(0.8, 0.9)), image(0.8, 0.9))
+    torch.testing.assert_close(
+        ball(Threat("l2", 1), image(0.5, 0.5)).project(image(0.8, 0.9)), image(0.8, 0.9)
+    )
     found = ball(Threat("l2", 0.5), image(0.9, 0.5)).project(image(1.9, 0.5))
     torch.testing.assert_close(found, image(1.0, 0.5))
 

@@ -1,0 +1,463 @@
+"""Images from files: the right pixels in a fixed order, and one clear line for whatever is broken."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from robustglimpse.data import Dataset, folders, load_data
+from robustglimpse.records import Classifier, UserError
+from robustglimpse.runner import match_classes
+
+Pixels = NDArray[np.uint8]
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Return the message of the UserError that the call raises, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def save_image(path: Path, width: int = 40, height: int = 40, seed: int = 0) -> Pixels:
+    """Write a random image losslessly or as JPEG, by its ending, and return its pixels [H,W,3]."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every decoding fail from here on, so that pixels can only come from the cache."""
+    monkeypatch.delattr(folders, "_open_image")
+
+
+# Tiny ImageNet
+
+
+@pytest.fixture(scope="module")
+def tiny_zip(shared: Path) -> Path:
+    """The subset of 20 classes in the official layout."""
+    path = shared / "data" / "tiny-imagenet-20.zip"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return path
+
+
+def test_tiny_imagenets_val_split_is_whole_and_class_mixed(tiny_zip: Path) -> None:
+    data = load_data("tiny-imagenet", data_dir=tiny_zip)
+    assert (data.split, data.total, data.images.shape) == ("val", 1000, (1000, 3, 64, 64))
+    assert len(data.classes) == 20
+    assert data.classes == tuple(sorted(data.classes))
+    assert np.bincount(data.labels).tolist() == [50] * 20
+    assert data.labels[:20].tolist() == list(range(20))
+
+
+def test_a_tiny_imagenet_image_is_the_one_that_its_annotation_names(tiny_zip: Path) -> None:
+    with zipfile.ZipFile(tiny_zip) as archive:
+        lines = archive.read("tiny-imagenet-200/val/val_annotations.txt").decode().splitlines()
+        data = load_data("tiny-imagenet", data_dir=tiny_zip, limit=20)
+        for image, label in zip(data.images, data.labels, strict=True):
+            first = next(line.split("\t")[0] for line in lines if data.classes[label] in line)
+            with archive.open(f"tiny-imagenet-200/val/images/{first}") as stream:
+                expected = np.asarray(Image.open(stream).convert("RGB"))
+            assert np.array_equal(image.transpose(1, 2, 0), expected)
+
+
+def test_a_second_call_reads_the_cache(tiny_zip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_data("tiny-imagenet", data_dir=tiny_zip, limit=40)
+    no_decoding(monkeypatch)
+    assert load_data("tiny-imagenet", data_dir=tiny_zip, limit=40).fingerprint == first.fingerprint
+    with pytest.raises(NameError):
+        load_data("tiny-imagenet", data_dir=tiny_zip, limit=41)
+
+
+def test_the_train_split_holds_500_images_per_class(tiny_zip: Path) -> None:
+    data = load_data("tiny-imagenet", split="train", data_dir=tiny_zip, limit=60)
+    assert data.total == 10_000
+    assert data.labels.tolist() == list(range(20)) * 3
+
+
+def test_the_unpacked_folder_gives_the_pixels_of_the_zip(tiny_zip: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tiny_zip) as archive:
+        lines = archive.read("tiny-imagenet-200/val/val_annotations.txt").decode().splitlines()
+        wnids = sorted({line.split("\t")[1] for line in lines})
+        kept = [next(line for line in lines if wnid in line) for wnid in wnids]
+        names = [f"tiny-imagenet-200/val/images/{line.partition(chr(9))[0]}" for line in kept]
+        names += [f"tiny-imagenet-200/train/{wnid}/images/{wnid}_0.JPEG" for wnid in wnids]
+        archive.extractall(tmp_path, names)
+    (tmp_path / "tiny-imagenet-200/val/val_annotations.txt").write_text("\n".join(kept) + "\n")
+    zipped = load_data("tiny-imagenet", data_dir=tiny_zip, limit=20)
+    for folder in tmp_path, tmp_path / "tiny-imagenet-200":
+        assert load_data("tiny-imagenet", data_dir=folder).fingerprint == zipped.fingerprint
+
+
+def tiny_folder(root: Path) -> Path:
+    """Write a Tiny ImageNet of two classes with one train and one val image each; return its folder."""
+    for wnid in "n01", "n02":
+        save_image(root / f"train/{wnid}/images/{wnid}_0.JPEG", 64, 64)
+    for i in range(2):
+        save_image(root / f"val/images/val_{i}.JPEG", 64, 64, seed=i)
+    rows = "val_0.JPEG\tn02\t0\t0\t62\t62\nval_1.JPEG\tn01\t0\t0\t62\t62\n"
+    (root / "val/val_annotations.txt").write_text(rows)
+    return root
+
+
+def test_whatever_tiny_imagenet_lacks_is_named(tmp_path: Path) -> None:
+    root = tiny_folder(tmp_path / "tiny")
+    assert load_data("tiny-imagenet", data_dir=root).labels.tolist() == [0, 1]
+    assert "train and val, not 'test'" in refusal(
+        lambda: load_data("tiny-imagenet", split="test", data_dir=root)
+    )
+    (root / "val/images/val_1.JPEG").unlink()
+    assert "val_1.JPEG" in refusal(lambda: load_data("tiny-imagenet", data_dir=root))
+    shutil.rmtree(root / "train/n02")
+    assert "val_0.JPEG is of class n02" in refusal(lambda: load_data("tiny-imagenet", data_dir=root))
+    (root / "val/val_annotations.txt").unlink()
+    assert "the split val is missing" in refusal(lambda: load_data("tiny-imagenet", data_dir=root))
+    shutil.rmtree(root / "train")
+    assert "expected the Tiny ImageNet layout" in refusal(lambda: load_data("tiny-imagenet", data_dir=root))
+
+
+def test_files_that_were_not_given_are_asked_for(tmp_path: Path) -> None:
+    assert "--data-dir PATH" in refusal(lambda: load_data("tiny-imagenet"))
+    assert "no such file or folder" in refusal(lambda: load_data("cifar10", data_dir=tmp_path / "no"))
+    assert "imagefolder:PATH" in refusal(lambda: load_data("imagefolder"))
+
+
+# Archives
+
+
+def packed(root: Path, out: Path) -> Path:
+    """Zip a folder's files and return the archive."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*.*")):
+            archive.write(path, path.relative_to(root.parent).as_posix())
+    return out
+
+
+def test_a_zip_inside_the_data_dir_is_found(tmp_path: Path) -> None:
+    root = tiny_folder(tmp_path / "made" / "tiny-imagenet-200")
+    (tmp_path / "kept").mkdir()
+    packed(root, tmp_path / "kept" / "tiny-imagenet-200.zip")
+    found = load_data("tiny-imagenet", data_dir=tmp_path / "kept")
+    assert found.fingerprint == load_data("tiny-imagenet", data_dir=root).fingerprint
+
+
+@pytest.mark.parametrize("kept", [0, 10, 2000])
+def test_a_truncated_zip_is_refused(tmp_path: Path, kept: int) -> None:
+    path = packed(tiny_folder(tmp_path / "tiny"), tmp_path / "tiny.zip")
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"{path}: not a readable zip or tar" in refusal(lambda: load_data("tiny-imagenet", data_dir=path))
+
+
+@pytest.mark.parametrize("offset", [0, 5, 300])
+def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path, offset: int) -> None:
+    path = packed(tiny_folder(tmp_path / "tiny"), tmp_path / "tiny.zip")
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("tiny/val/images/val_0.JPEG")
+    content = bytearray(path.read_bytes())
+    start = entry.header_offset + 30 + len(entry.filename) + offset  # 30 bytes of local header
+    content[start : start + 4] = bytes(b ^ 0xFF for b in content[start : start + 4])
+    path.write_bytes(content)
+    message = refusal(lambda: load_data("tiny-imagenet", data_dir=path))
+    assert f"{path}: tiny/val/images/val_0.JPEG" in message
+
+
+# Image folders
+
+
+@pytest.mark.parametrize("size_px", [32, 224])
+def test_an_image_folder_is_prepared_as_torchvision_does(tmp_path: Path, size_px: int) -> None:
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    for i, (width, height) in enumerate([(300, 200), (97, 260), (256, 256), (30, 50)]):
+        save_image(tmp_path / f"class{i}" / f"{i}.png", width, height, seed=i)
+    resize_px = {224: 256, 32: 37}[size_px]  # 8/7 of it
+    prepare = transforms.Compose([transforms.Resize(resize_px), transforms.CenterCrop(size_px)])
+    theirs = ImageFolder(str(tmp_path), prepare)
+    ours = load_data(f"imagefolder:{tmp_path}", size_px=size_px)
+    assert ours.classes == tuple(theirs.classes)
+    for image, label, (expected, target) in zip(ours.images, ours.labels, theirs, strict=True):
+        assert label == target
+        assert np.array_equal(image.transpose(1, 2, 0), np.asarray(expected))
+
+
+def test_an_image_folder_takes_classes_in_turn(tmp_path: Path) -> None:
+    made = {}
+    for wnid, count in ("b", 2), ("a", 3), ("c", 1):
+        for i in range(count):
+            made[wnid, i] = save_image(tmp_path / wnid / f"{i}.png", 37, 37, seed=ord(wnid) + 10 * i)
+    data = load_data("imagefolder", data_dir=tmp_path, size_px=32)
+    assert data.labels.tolist() == [0, 1, 2, 0, 1, 0]
+    order = [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1), ("a", 2)]
+    for image, key in zip(data.images, order, strict=True):  # 37 px is 8/7 of 32: only cropped
+        assert np.array_equal(image.transpose(1, 2, 0), made[key][2:34, 2:34])
+    first = load_data("imagefolder", data_dir=tmp_path, size_px=32, limit=4)
+    assert np.array_equal(first.images, data.images[:4])
+    assert (len(first.labels), first.total) == (4, 6)
+
+
+def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
+    save_image(tmp_path / "a" / "0.png", seed=0)
+    before = load_data(f"imagefolder:{tmp_path}", size_px=32)
+    save_image(tmp_path / "a" / "0.png", 41, seed=1)
+    assert load_data(f"imagefolder:{tmp_path}", size_px=32).fingerprint != before.fingerprint
+
+
+def test_grey_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+    for i, mode in enumerate(["L", "RGBA", "P", "1", "CMYK"]):
+        (tmp_path / mode).mkdir()
+        ending = "jpg" if mode == "CMYK" else "png"
+        Image.new(mode, (40, 40), 0 if mode == "1" else None).save(tmp_path / mode / f"{i}.{ending}")
+    assert load_data(f"imagefolder:{tmp_path}", size_px=32).images.shape == (5, 3, 32, 32)
+
+
+def test_a_split_is_a_folder_below(tmp_path: Path) -> None:
+    save_image(tmp_path / "val" / "a" / "0.png")
+    assert load_data(f"imagefolder:{tmp_path}", split="val", size_px=32).classes == ("a",)
+    message = refusal(lambda: load_data(f"imagefolder:{tmp_path}", split="test"))
+    assert f"{tmp_path / 'test'}: no such folder" in message
+
+
+def test_a_text_file_named_jpg_is_refused_by_name(tmp_path: Path) -> None:
+    save_image(tmp_path / "a" / "0.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.jpg").write_text("buy milk\n")
+    message = refusal(lambda: load_data(f"imagefolder:{tmp_path}", size_px=32))
+    assert "b/notes.jpg is not an image" in message
+    assert str(tmp_path) in message
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "ppm"])
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_an_image_cut_short_is_refused_by_name(tmp_path: Path, ending: str, share: float) -> None:
+    path = tmp_path / "a" / f"broken.{ending}"
+    save_image(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    message = refusal(lambda: load_data(f"imagefolder:{tmp_path}", size_px=32))
+    assert f"a/broken.{ending} is not an image" in message
+
+
+def test_a_failed_decoding_leaves_nothing_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTGLIMPSE_CACHE", str(tmp_path / "cache"))
+    save_image(tmp_path / "images" / "a" / "0.png")
+    (tmp_path / "images" / "a" / "1.png").write_text("no image")
+    refusal(lambda: load_data(f"imagefolder:{tmp_path / 'images'}", size_px=32))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("none here")
+    save_image(tmp_path / "in-no-class.png")
+    assert f"{tmp_path}: expected one folder" in refusal(lambda: load_data(f"imagefolder:{tmp_path}"))
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(tmp_path / "images" / "a" / "0.png")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ROBUSTGLIMPSE_CACHE", str(tmp_path / "file"))
+    message = refusal(lambda: load_data(f"imagefolder:{tmp_path / 'images'}", size_px=32))
+    assert "cannot keep decoded images" in message
+    assert "ROBUSTGLIMPSE_CACHE" in message
+
+
+# CIFAR-10
+
+BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+def cifar_content(seed: int) -> tuple[Pixels, list[int]]:
+    """Return 20 made-up records: pixels [20,3072] and labels, two of each class, shuffled."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (20, 3072), np.uint8), rng.permutation(np.arange(20) % 10).tolist()
+
+
+class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+    """Pickles text as Python 2 did, which is how the official batches were made."""
+
+    def save_text(self, text: str | bytes) -> None:
+        content = text.encode() if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+        self.memoize(text)
+
+    dispatch = {**pickle._Pickler.dispatch, bytes: save_text, str: save_text}  # type: ignore[attr-defined]  # noqa: RUF012
+
+
+def python2_pickle(content: Any) -> bytes:
+    """Return content as Python 2 with numpy 1 would have pickled it."""
+    stream = io.BytesIO()
+    Python2Pickler(stream, 2).dump(content)
+    old = stream.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    return old.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")  # dtype("u1", 0, 1), now with False and True
+
+
+def write_binary(folder: Path) -> Path:
+    """Write the made-up set as CIFAR-10's binary batches."""
+    folder.mkdir()
+    for seed, name in enumerate(BATCHES):
+        pixels, labels = cifar_content(seed)
+        records = np.concatenate([np.array(labels, np.uint8)[:, None], pixels], 1)
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
+    (folder / "batches.meta.txt").write_text("airplane\n")
+    return folder
+
+
+def write_pickles(folder: Path) -> Path:
+    """Write the made-up set as CIFAR-10's python batches."""
+    folder.mkdir()
+    for seed, name in enumerate(BATCHES):
+        pixels, labels = cifar_content(seed)
+        batch = {b"batch_label": name.encode(), b"labels": labels, b"data": pixels}
+        (folder / name).write_bytes(python2_pickle(batch))
+    (folder / "batches.meta").write_bytes(python2_pickle({b"label_names": []}))
+    return folder
+
+
+def write_tar(folder: Path) -> Path:
+    """Pack a folder as the official archives are and return the archive."""
+    out = folder.with_suffix(".tar.gz")
+    with tarfile.open(out, "w:gz") as archive:
+        archive.add(folder, "cifar-10-batches")
+    return out
+
+
+@pytest.mark.parametrize("split, count", [("test", 20), ("train", 100)])
+def test_cifar10_is_the_same_from_binary_and_pickled_batches(tmp_path: Path, split: str, count: int) -> None:
+    binary, pickles = write_binary(tmp_path / "binary"), write_pickles(tmp_path / "python")
+    prints = set()
+    for source in binary, pickles, write_tar(binary), write_tar(pickles):
+        data = load_data("cifar10", split=split, data_dir=source)
+        assert data.images.shape == (count, 3, 32, 32)
+        prints.add(data.fingerprint)
+    assert len(prints) == 1
+
+
+def test_cifar10_is_class_mixed_with_its_pixels_in_place(tmp_path: Path) -> None:
+    data = load_data("cifar10", data_dir=write_binary(tmp_path / "binary"), limit=15)
+    assert data.labels.tolist() == [*range(10), *range(5)]
+    assert (data.classes[0], data.classes[9], data.total) == ("airplane", "truck", 20)
+    pixels, labels = cifar_content(BATCHES.index("test_batch"))
+    expected = pixels[labels.index(3)].reshape(3, 32, 32)  # red plane first, row by row
+    assert np.array_equal(data.images[3], expected)
+
+
+class Bomb:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_a_malicious_batch_is_refused_without_running(tmp_path: Path) -> None:
+    root, marker = write_pickles(tmp_path / "python"), tmp_path / "marker"
+    batch = pickle.dumps({b"data": Bomb(marker), b"labels": []})
+    (root / "test_batch").write_bytes(batch)
+    message = refusal(lambda: load_data("cifar10", data_dir=root))
+    assert "test_batch: not a CIFAR-10 batch" in message
+    assert not marker.exists()
+    pickle.loads(batch)
+    assert marker.exists()  # the bomb was live
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"no pickle", b".", b"(", b"0.", pickle.dumps([1, 2]), pickle.dumps({b"data": 1}),
+        python2_pickle({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}),
+        python2_pickle({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}),
+        b"cnumpy.no_such\ndtype\n.",
+    ],
+    ids=[
+        "empty", "text", "stop", "mark", "pop", "list", "number", "fewer-labels", "eleventh-class",
+        "no-such-module",
+    ],
+)  # fmt: skip
+def test_a_pickle_that_is_no_batch_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    root = write_pickles(tmp_path / "python")
+    (root / "test_batch").write_bytes(content)
+    assert "test_batch: not a CIFAR-10 batch" in refusal(lambda: load_data("cifar10", data_dir=root))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3072, b"\x0a" + b"\0" * 3072])
+def test_a_binary_batch_of_another_shape_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    root = write_binary(tmp_path / "binary")
+    (root / "test_batch.bin").write_bytes(content)
+    assert "test_batch.bin: " in refusal(lambda: load_data("cifar10", data_dir=root))
+
+
+@pytest.mark.parametrize("kept", [40, 10_000])
+def test_a_truncated_tar_is_refused(tmp_path: Path, kept: int) -> None:
+    path = write_tar(write_binary(tmp_path / "binary"))
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"{path}: not a readable zip or tar" in refusal(lambda: load_data("cifar10", data_dir=path))
+
+
+def test_a_missing_batch_is_named(tmp_path: Path) -> None:
+    root = write_binary(tmp_path / "binary")
+    (root / "data_batch_4.bin").unlink()
+    message = refusal(lambda: load_data("cifar10", split="train", data_dir=root))
+    assert "the split train is missing (no file data_batch_4" in message
+    assert "train and test, not 'val'" in refusal(lambda: load_data("cifar10", split="val", data_dir=root))
+
+
+# Which classes a model's answers mean
+
+
+def labelled(*classes: str) -> Dataset:
+    """A data set with one image of each class."""
+    images = np.zeros((len(classes), 3, 64, 64), np.uint8)
+    return Dataset("some", "all", images, np.arange(len(classes)), classes, len(classes))
+
+
+def test_the_same_classes_are_left_alone(ffnet: Classifier) -> None:
+    data = labelled("cat", "dog")
+    assert match_classes(data, replace(ffnet, classes=("cat", "dog"))) is data
+
+
+def test_classes_are_matched_by_name(ffnet: Classifier) -> None:
+    matched = match_classes(labelled("cat", "dog"), replace(ffnet, classes=("ant", "dog", "cat")))
+    assert matched.labels.tolist() == [2, 1]
+    assert matched.classes == ("ant", "dog", "cat")
+
+
+def test_a_model_that_only_numbers_its_classes_takes_as_many_in_order(ffnet: Classifier) -> None:
+    matched = match_classes(labelled("cat", "dog"), replace(ffnet, classes=("0", "1")))
+    assert matched.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, words",
+    [
+        (("cat", "emu"), ("ant", "cat", "dog"), ["3 classes", "has 2", "'emu'"]),
+        (("cat", "dog"), ("0", "1", "2"), ["3 classes", "has 2", "'cat'"]),
+        (("0", "1"), ("0", "1", "2"), ["3 classes", "has 2"]),
+        (("cat", "dog", "emu"), ("cat", "dog"), ["2 classes", "has 3", "'emu'"]),
+    ],
+)
+def test_a_class_that_the_model_lacks_is_refused_by_name(
+    ffnet: Classifier, theirs: tuple[str, ...], ours: tuple[str, ...], words: list[str]
+) -> None:
+    message = refusal(lambda: match_classes(labelled(*theirs), replace(ffnet, classes=ours)))
+    assert all(word in message for word in [ffnet.name, *words]), message

@@ -1,0 +1,210 @@
+"""Training: the paper's loss, and the same weights whether or not the run was killed on its way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustglimpse import recipes
+from robustglimpse import train as module
+from robustglimpse.data import Dataset
+from robustglimpse.models import load_model, zoo
+from robustglimpse.models.backbones import default_gradient_scale
+from robustglimpse.models.mgnet import Glimpses
+from robustglimpse.records import UserError
+from robustglimpse.train import Recipe, load_recipe, train, training_loss
+
+TINY = Recipe(
+    model="tiny@glimpse-digits", backbone="resnet18", glimpses=2, downsample="2", gradient_scale=0.02,
+    zero_init_residual=False, dataset="glimpse-digits", train_split="train", test_split="test", epochs=3, batch_size=32,
+    optimizer="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup=0.3, alpha=0.6,
+    label_smoothing=0.0, augment=("shift(pixels=2)", "flip"), precision="f32", seed=5,
+)  # fmt: skip
+
+
+# Eq. 6 to 8
+
+LOG3 = log(3)
+# Two glimpses (T), two images (B), two classes (K); the true classes are 0 and 1.
+GLOBAL = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[LOG3, 0.0], [LOG3, 0.0]]])
+GLIMPSE = torch.tensor([[[0.0, LOG3], [0.0, LOG3]], [[0.0, 0.0], [0.0, LOG3]]])
+Y = torch.tensor([0, 1])
+GLOBAL_LOSS = (log(2) + log(2) + log(4 / 3) + log(4)) / 4
+GLIMPSE_LOSS = (log(4) + log(4 / 3) + log(2) + log(4 / 3)) / 4
+
+
+def loss(own: torch.Tensor | None, **options: Any) -> float:
+    """Return the training loss of the two glimpses."""
+    nothing = torch.zeros(2, 2, 3)
+    return float(training_loss(Glimpses(GLOBAL, nothing, nothing), own, Y, **options))
+
+
+def test_the_loss_weighs_both_classifiers_over_all_glimpses() -> None:
+    own = GLIMPSE.flatten(0, 1)  # glimpse 1 is in it, as eq. 8 has it
+    assert loss(own, alpha=0.6) == pytest.approx(0.4 * GLOBAL_LOSS + 0.6 * GLIMPSE_LOSS)
+    assert loss(own, alpha=1.0) == pytest.approx(GLIMPSE_LOSS)
+    assert loss(own, alpha=0.0) == pytest.approx(GLOBAL_LOSS)
+
+
+def test_without_a_glimpse_classifier_the_loss_is_the_global_one() -> None:
+    assert loss(None, alpha=0.6) == pytest.approx(GLOBAL_LOSS)
+
+
+def test_label_smoothing_spreads_the_target() -> None:
+    # Smoothed by s, a target of two classes is 1 - s/2 and s/2.
+    flipped = (log(2) + log(2) + log(4) + log(4 / 3)) / 4
+    assert loss(None, alpha=0.0, label_smoothing=0.2) == pytest.approx(0.9 * GLOBAL_LOSS + 0.1 * flipped)
+
+
+# The loop
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the loop catches it."""
+
+
+@pytest.fixture
+def tiny_data(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let both splits be 64 digits of 32 px."""
+    small = replace(digits, images=digits.images[:, :, ::2, ::2].copy())
+    monkeypatch.setattr(module, "load_data", lambda *_, **__: small)
+
+
+def killed_after(steps: int) -> Callable[..., Any]:
+    """Return a progress bar that kills the run when it has done that many steps."""
+
+    @contextmanager
+    def progress(total: float, title: str) -> Iterator[Callable[..., None]]:
+        def report(done: float, note: str = "") -> None:
+            if done == steps:
+                raise Killed
+
+        yield report
+
+    return progress
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = train(TINY, tmp_path / "straight")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, "progress", killed_after(3))  # 64 images are two steps: amid epoch 2
+        train(TINY, tmp_path / "killed")
+    out = tmp_path / "killed"
+    assert not (out / "model.safetensors").exists()
+    assert len((out / "log.csv").read_text().splitlines()) == 2  # the header and epoch 1
+    torch.rand(7)  # whatever happens between the two must not matter
+    resumed = train(TINY, out)
+
+    expected, card, sha256 = zoo.read_checkpoint(straight)
+    found, found_card, found_sha256 = zoo.read_checkpoint(resumed)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (found_card, found_sha256) == (card, sha256)
+
+    # What it ended with is a model that says where it comes from, without the training head.
+    assert not any(name.startswith("glimpse_fc") for name in found)
+    assert (card.recipe, card.dataset, card.size_px) == (TINY.model, "glimpse-digits", 32)
+    assert len(card.accuracy) == 2
+    assert load_model(str(resumed)).classes == card.classes
+    header, *epochs = (out / "log.csv").read_text().splitlines()
+    assert header == "epoch,loss,accuracy_exit_1,accuracy_exit_2,seconds"
+    assert [line.split(",")[0] for line in epochs] == ["1", "2", "3"]
+
+    # A finished run has nothing left to do, and its folder takes no other recipe.
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "progress", killed_after(1))
+        patch.setattr(module._Run, "epoch", None)
+        assert zoo.hash_file(train(TINY, out)) == found_sha256
+    with pytest.raises(UserError, match=r"of another recipe \(lr, seed differ\)"):
+        train(replace(TINY, seed=6, lr=2e-3), out)
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_another_seed_ends_with_other_weights(tmp_path: Path) -> None:
+    short = replace(TINY, glimpses=1, epochs=1)
+    weights = [
+        zoo.read_checkpoint(train(replace(short, seed=seed), tmp_path / str(seed)))[0][
+            "backbone.conv1.weight"
+        ]
+        for seed in (1, 2)
+    ]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size 65 is more than the 64 images"):
+        train(replace(TINY, batch_size=65), tmp_path)
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_an_unknown_optimizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sgd or adamw, got 'adam'"):
+        train(replace(TINY, optimizer="adam"), tmp_path)  # type: ignore[arg-type]
+
+
+# Recipes
+
+
+def written(path: Path, **changes: Any) -> Path:
+    """Write TINY as a recipe file, with keys changed, added, or (None) left out."""
+    table = {**asdict(TINY), "augment": list(TINY.augment), **changes}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_recipe_file_says_everything(tmp_path: Path) -> None:
+    assert load_recipe(str(written(tmp_path / "a.toml"))) == TINY
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"momentum": 0.9}, "unknown key 'momentum'"), ({"seed": None}, "missing key 'seed'")],
+)
+def test_a_recipe_with_another_key_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = written(tmp_path / "a.toml", **changes)
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    assert f"{path}: {message}" in str(caught.value)
+
+
+def test_a_recipe_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("seed = [")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load_recipe(str(path))
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'mgnet-r18-glimpse-digits'"):
+        load_recipe("mgnet-r18-glimpse-digit")
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_bundled_recipe_loads_and_is_named_for_what_it_makes(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.model.replace("@", "-") == name
+    assert recipe.gradient_scale == default_gradient_scale(recipe.backbone)
+    module.pipeline(recipe.augment)
+
+
+def test_both_families_have_the_same_budget() -> None:
+    assert len(recipes.names()) >= 4
+    for backbone in "r18", "r50":
+        ours, theirs = (
+            asdict(load_recipe(f"{family}-{backbone}-glimpse-digits")) for family in ("mgnet", "ffnet")
+        )
+        different = {key for key in ours if ours[key] != theirs[key]}
+        assert different <= {"model", "glimpses", "downsample", "alpha"}
