@@ -324,8 +324,7 @@ def _open_image(source: Source, path: str) -> Image:
 
     content = source.read(path)
     try:
-        image: Image = PillowImage.open(io.BytesIO(content)).convert("RGB")
-        return image
+        return PillowImage.open(io.BytesIO(content)).convert("RGB")
     except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError):
         raise UserError(
             f"{source.path}: {path} is not an image that can be decoded; mend or remove it"
@@ -341,6 +340,7 @@ def _resize_crop(size_px: int) -> tuple[str, Callable[[Image], Image]]:
 
     def prepare(image: Image) -> Image:
         resized = tv.resize(image, [round(size_px * RESIZE_RATIO)])
-        return tv.center_crop(resized, [size_px, size_px])
+        cropped: Image = tv.center_crop(resized, [size_px, size_px])
+        return cropped
 
     return f"resize {round(size_px * RESIZE_RATIO)} crop {size_px}", prepare

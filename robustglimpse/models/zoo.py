@@ -65,14 +65,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], card: Card, *, half
 
 def load_row(row: ModelRow, *, device: str = "cpu") -> Classifier:
     """Return the classifier of a manifest row, its file found, hashed and loaded strictly."""
-    path = _find_file(row)
-    found = hash_file(path)
-    if found != row.sha256:
-        raise UserError(
-            f"{path}: expected sha256 {row.sha256}, got {found}; "
-            "the file was changed, fetch or train it again"
-        )
-    return load_file(path, name=row.name, device=device)
+    return load_file(_find_file(row), name=row.name, device=device, expected=row.sha256)
 
 
 def _find_file(row: ModelRow) -> Path:
@@ -92,13 +85,16 @@ def _find_file(row: ModelRow) -> Path:
     )
 
 
-def load_file(path: Path, *, name: str, device: str = "cpu") -> Classifier:
-    """Return the classifier in one of our safetensors files. Raises UserError where weights do not fit."""
+def load_file(path: Path, *, name: str, device: str = "cpu", expected: str | None = None) -> Classifier:
+    """Return the classifier in one of our safetensors files.
+
+    expected: the SHA-256 that the file must have.  Raises UserError where it, or the weights, do not fit.
+    """
     if not path.is_file():
         raise UserError(
             f"{path}: no such checkpoint; give a .safetensors file or a name (robustglimpse list models)"
         )
-    state, card, sha256 = read_checkpoint(path)
+    state, card, sha256 = read_checkpoint(path, expected=expected)
     network = MGNet(card.architecture)
     load_strictly(network, state, path)
     return classifier(network, card, name=name, sha256=sha256, device=device)
@@ -222,12 +218,20 @@ def _read_lightning(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Card, str]:
-    """Return the weights as f32, the card and the SHA-256 of one of our safetensors files."""
+def read_checkpoint(path: Path, *, expected: str | None = None) -> tuple[dict[str, Tensor], Card, str]:
+    """Return the weights as f32, the card and the SHA-256 of one of our safetensors files.
+
+    expected: the SHA-256 that the file must have; it is checked before anything in the file is used.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        content_hash = hash_file(path)
+        found = hash_file(path)
+        if expected is not None and found != expected:
+            raise UserError(
+                f"{path}: expected sha256 {expected}, got {found}; "
+                "the file was changed, fetch or train it again"
+            )
         with safe_open(path, "pt") as stream:
             metadata = stream.metadata() or {}
             state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
@@ -238,18 +242,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Card, str]:
             f"{path}: no robustglimpse card inside; import the authors' .ckpt with "
             "`robustglimpse import-checkpoint`"
         )
-    card = json.loads(metadata["card"])
-    return (
-        {name: t.float() if t.is_floating_point() else t for name, t in state.items()},
-        Card(
-            **{
-                **card,
-                "architecture": Architecture(**card["architecture"]),
-                **{k: tuple(card[k]) for k in ("classes", "mean", "std", "accuracy")},
-            }
-        ),
-        content_hash,
-    )
+    weights = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+    return weights, _card(metadata.get("card", ""), path), found
+
+
+def _card(text: str, path: Path) -> Card:
+    """Return the card that a checkpoint's metadata spells."""
+    try:
+        card = json.loads(text)
+        tuples = {key: tuple(card[key]) for key in ("classes", "mean", "std", "accuracy")}
+        return Card(**{**card, **tuples, "architecture": Architecture(**card["architecture"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: its card cannot be read ({error}); train or import it again with this version"
+        ) from None
 
 
 def hash_file(path: Path) -> str:

@@ -12,22 +12,21 @@ from robustglimpse.records import PROTOCOLS
 PROTOCOL_ORDER = ("paper", "standard", "adaptive")
 
 
-def headline(results: pd.DataFrame) -> pd.DataFrame:
+def headline(results: pd.DataFrame, *, all_exits: bool = False) -> pd.DataFrame:
     """Return the rows that a protocol is quoted by: its first verdict, clean rows, the last exit.
 
     In reading order: by backbone, family, model, attack, and protocol from the mildest to the hardest.
+    all_exits: keep the earlier exits too.
     """
     rows = results[results["status"] == "ok"]
     order = rows["protocol"].map({name: i for i, name in enumerate(PROTOCOL_ORDER)})
     rows = rows.assign(order=order.fillna(-1)).sort_values(
-        ["backbone", "family", "model", "attack", "order", "steps"], kind="stable"
+        ["backbone", "family", "model", "attack", "exit", "order", "steps"], kind="stable"
     )
     first_judge = {name: protocol.judges[0] for name, protocol in PROTOCOLS.items()}
-    is_quoted = rows["judge"].isin(["", None]) | rows["judge"].isna()
-    is_quoted |= rows["judge"] == rows["protocol"].map(first_judge)
-    rows = rows[is_quoted]
-    last_exit = rows.groupby("model")["exit"].transform("max")
-    return rows[rows["exit"] == last_exit].drop(columns="order")
+    is_quoted = (rows["kind"] == "clean") | (rows["judge"] == rows["protocol"].map(first_judge))
+    rows = rows[is_quoted].drop(columns="order")
+    return rows if all_exits else rows[rows["exit"] == rows.groupby("model")["exit"].transform("max")]
 
 
 def percent(value: float, low: float, high: float) -> str:
@@ -38,18 +37,24 @@ def percent(value: float, low: float, high: float) -> str:
 
 
 def steps_table(results: pd.DataFrame) -> str:
-    """Return accuracies in percent with 95 % intervals: a line per model and protocol, a column per count."""
-    rows = headline(results)
-    clean = rows[rows["kind"] == "clean"].set_index("model")
+    """Return accuracies in percent with 95 % intervals: a line per model and protocol, a column per count.
+
+    Where several exits of a model were judged, each has a line.
+    """
+    rows = headline(results, all_exits=True)
+    clean = rows[rows["kind"] == "clean"].set_index(["model", "exit"])
     attacked = rows[rows["kind"] == "attack"]
     counts = sorted(attacked["steps"].unique())
-    header = ["model", "attack", "protocol", "clean", *(f"{k} step{'s' if k > 1 else ''}" for k in counts)]
+    several = bool((rows.groupby("model")["exit"].nunique() > 1).any())
+    steps = [f"{k} step{'s' if k > 1 else ''}" for k in counts]
+    header = ["model", *(["exit"] if several else []), "attack", "protocol", "clean", *steps]
     lines = []
-    groups = attacked.groupby(["model", "attack", "eps_text", "protocol"], sort=False)
-    for (model, attack, eps, protocol), group in groups:
+    groups = attacked.groupby(["model", "exit", "attack", "eps_text", "protocol"], sort=False)
+    for (model, exit_number, attack, eps, protocol), group in groups:
         by_steps = group.drop_duplicates("steps").set_index("steps")
+        names = [str(model), *([str(exit_number)] if several else []), f"{attack} {eps}", str(protocol)]
         cells = [_cell(by_steps, k) for k in counts]
-        lines.append([str(model), f"{attack} {eps}", str(protocol), _cell(clean, model), *cells])
+        lines.append([*names, _cell(clean, (model, exit_number)), *cells])
     return _markdown(header, lines)
 
 

@@ -43,7 +43,6 @@ def row(model: str, protocol: str, judge: str, steps: int, correct: int, **other
 ROWS = pd.DataFrame(
     [
         row("mgnet-r18", "", "", 0, 94),
-        row("mgnet-r18", "", "", 0, 90, exit=0),
         row("mgnet-r18", "standard", "worst", 1, 80),
         row("mgnet-r18", "standard", "worst", 4, 0),
         row("mgnet-r18", "paper", "last", 1, 91),
@@ -58,7 +57,8 @@ ROWS = pd.DataFrame(
 
 
 def test_a_protocol_is_quoted_by_its_own_verdict_and_the_last_exit() -> None:
-    rows = tables.headline(ROWS)
+    earlier = pd.DataFrame([row("mgnet-r18", "", "", 0, 90, exit=0)])
+    rows = tables.headline(pd.concat([earlier, ROWS]))
     quoted = set(zip(rows["model"], rows["protocol"], rows["judge"], rows["correct"], strict=True))
     assert ("mgnet-r18", "paper", "last", 91) in quoted
     assert ("mgnet-r18", "paper", "worst", 89) not in quoted
@@ -78,6 +78,20 @@ def test_steps_table_has_a_line_per_model_and_protocol() -> None:
     assert cells[4][5] == "0.0 [<= 3.7]"
     # A crashed cell is a hole.
     assert cells[5][5] == "-"
+
+
+def test_steps_table_has_a_line_per_exit_where_several_were_judged() -> None:
+    rows = pd.DataFrame(
+        [
+            *(row("mgnet-r18", "", "", 0, 90 + k, exit=k) for k in (1, 2)),
+            *(row("mgnet-r18", "standard", "worst", 1, 80 + k, exit=k) for k in (1, 2)),
+        ]
+    )
+    lines = [line.split("|")[1:-1] for line in tables.steps_table(rows).splitlines()]
+    assert [cell.strip() for cell in lines[0]] == ["model", "exit", "attack", "protocol", "clean", "1 step"]
+    assert [line[1].strip() for line in lines[2:]] == ["1", "2"]
+    assert [line[4].split()[0] for line in lines[2:]] == ["91.0", "92.0"]
+    assert [line[5].split()[0] for line in lines[2:]] == ["81.0", "82.0"]
 
 
 def test_figure4_draws_a_panel_per_backbone_and_a_line_per_model_and_protocol() -> None:
