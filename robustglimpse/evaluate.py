@@ -88,7 +88,7 @@ def attack(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> 
     Samples that are wrong before are not attacked and count as fooled at step 0.  Raises ValueError
     when an attack leaves its ball: that is a bug in it, never a result.
     """
-    trial = _Trial(classifier, batch, plan.steps, device, plan.all_exits)
+    trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, plan.all_exits)
     restarts = plan.restarts if plan.attack.get("random_start") else 1  # without a start all are alike
     for restart in range(restarts):
         for surrogate in plan.protocol.surrogates:
@@ -128,17 +128,18 @@ class _Trial:
     """A batch on trial: how each sample stands, per judged exit, while attacks go over it.
 
     first: i64 [E,B], the first step that fooled the exit; 0 wrong without attack, STANDING if none did.
+    pred_at: i64 [S,E,B], the prediction on exactly the iterate after each step count of last_at.
     """
 
     def __init__(
         self,
         classifier: Classifier,
         batch: Batch,
-        steps: tuple[int, ...],
+        last_at: tuple[int, ...],
         device: str,
         all_exits: bool,
     ) -> None:
-        self.batch, self.steps = batch, steps
+        self.batch, self.last_at = batch, last_at
         self.x = batch.images.to(device).float() / 255
         self.y = batch.labels.to(device)
         with torch.no_grad():
@@ -150,7 +151,7 @@ class _Trial:
         self.pred = self.clean_pred.clone()
         self.margin = torch.stack([margin(exit_logits, self.y) for exit_logits in logits])
         self.first = torch.where(self.pred == self.y, STANDING, 0)
-        self.pred_at = self.clean_pred.expand(len(steps), *shape).clone()
+        self.pred_at = self.clean_pred.expand(len(last_at), *shape).clone()
         self.linf, self.l2, self.excess = torch.zeros(3, *shape, device=self.x.device)
         self.forwards = torch.ones_like(self.y)
         self.backwards = torch.zeros_like(self.y)
@@ -212,10 +213,12 @@ class _Trial:
         """Enter the verdict on the iterate x_adv of the samples `rows` after `step` steps."""
         delta = (x_adv - self.x[rows]).flatten(1)
         excess = (distance(x_adv, self.x[rows], plan.threat) - plan.threat.eps).clamp_min_(0)
-        if float(excess.max()) > ROUNDING:
-            raise ValueError(
-                f"{plan.attack} left the ball of radius {plan.threat.eps} by {float(excess.max())}"
-            )
+        if not float(excess.max()) <= ROUNDING:  # not a plain >: NaN is no member of the ball either
+            raise ValueError(f"{plan.attack} left the ball of radius {plan.threat.eps} by {excess.max()}")
+        if plan.threat.bounds is not None:
+            low, high = plan.threat.bounds
+            if float(x_adv.min()) < low or float(x_adv.max()) > high:
+                raise ValueError(f"{plan.attack} left the valid pixel range {plan.threat.bounds}")
         exits, y, first = self._judged(exits), self.y[rows], self.first[:, rows]
         pred = exits.argmax(2)
         margins = torch.stack([margin(logits, y) for logits in exits])
@@ -255,7 +258,7 @@ class _Trial:
             "forwards": self.forwards.expand(shape),
             "backwards": self.backwards.expand(shape),
         }
-        for steps, pred in zip(self.steps, self.pred_at, strict=True):
+        for steps, pred in zip(self.last_at, self.pred_at, strict=True):
             table[f"pred_at_{steps}"] = pred
         return {name: column.cpu().numpy().reshape(-1) for name, column in table.items()}
 

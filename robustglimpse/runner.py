@@ -76,7 +76,7 @@ def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     device = choose_device(asked.device)
     work = list(_plan_work(asked, device))
     store = Store(out)
-    store.write_run(_run_info(asked, work, device, command))
+    store.add_run(_run_info(asked, work, device, command))
     todo = [w for w in work if not store.is_done(w.cell, w.provenance)]
     failed: list[Row] = []
     total = sum(len(w.dataset.labels) for w in todo)
@@ -117,25 +117,25 @@ def _plan_work(asked: Bench, device: str) -> Iterator[_Work]:
     calls = [_with_defaults(parse_call(text), asked) for text in asked.attacks]
     if asked.batch_size < 1:
         raise UserError(f"batch size must be at least 1, got {asked.batch_size}")
-    datasets: dict[str, Dataset] = {}
+    datasets: dict[tuple[str, int | None], Dataset] = {}
     for name in dict.fromkeys(asked.models):
         classifier = load_model(name, device=device)
         data = asked.data or classifier.meta["dataset"]
         if not data:
             raise UserError(f"{name} does not say what it was trained on; name a data set with --data")
-        if data not in datasets:
-            datasets[data] = load_data(
-                data, split=asked.split, data_dir=asked.data_dir, limit=asked.limit,
-                size_px=asked.size_px or (classifier.size_px if data.startswith("imagefolder") else None),
+        size_px = asked.size_px or (classifier.size_px if data.startswith("imagefolder") else None)
+        if (data, size_px) not in datasets:
+            datasets[data, size_px] = load_data(
+                data, split=asked.split, data_dir=asked.data_dir, limit=asked.limit, size_px=size_px,
                 download=asked.download,
             )  # fmt: skip
-        dataset = match_classes(datasets[data], classifier)
+        dataset = match_classes(datasets[data, size_px], classifier)
         provenance = Provenance(classifier.sha256, dataset.fingerprint)
         exits = "all" if asked.all_exits else "last"
         cell = Cell(
             name, data, dataset.split, CLEAN, threat, "", 1, asked.limit, asked.batch_size, asked.seed, exits
         )
-        clean = replace(cell, threat=replace(threat, eps=0.0))
+        clean = replace(cell, threat=Threat("linf", 0.0), seed=0)  # nothing is drawn, nothing is perturbed
         yield _Work(clean, classifier, dataset, provenance, None)
         for call in calls:
             for protocol in dict.fromkeys(asked.protocols):
@@ -320,13 +320,13 @@ def _failed_row(w: _Work, device: str, error: Exception) -> Row:
 
 
 def _run_info(asked: Bench, work: Sequence[_Work], device: str, command: str) -> dict[str, Any]:
-    """Return what run.json tells: the command, versions, and the hashes of weights and data."""
+    """Return what run.json tells of a run: the command, versions, the hashes of weights and data."""
     import platform
 
     return {
         "schema": SCHEMA,
         "command": command,
-        "asked": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(asked).items()},
+        "asked": {k: _plain(v) for k, v in asdict(asked).items()},
         "device": device,
         "versions": {
             "robustglimpse": robustglimpse.__version__,
@@ -339,3 +339,10 @@ def _run_info(asked: Bench, work: Sequence[_Work], device: str, command: str) ->
         "data": {w.cell.data: w.dataset.fingerprint for w in work},
         "cells": [w.cell.key for w in work],
     }
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as JSON will give it back."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

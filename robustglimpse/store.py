@@ -1,6 +1,6 @@
 """The only reader and writer of a results directory. A cell's record is written last.
 
-DIR/run.json              what was asked, with which versions and files
+DIR/run.json              every command that went into it, with versions and hashes
 DIR/results.csv           one row per cell, exit, verdict and step count
 DIR/outcomes/KEY.csv.gz   what happened to every sample of a cell
 DIR/cells/KEY.json        a cell's record: its description, its provenance and its rows
@@ -114,9 +114,12 @@ class Store:
         """Return the per-sample outcomes of the cell with that key."""
         return pd.read_csv(self.root / "outcomes" / f"{key}.csv.gz")
 
-    def write_run(self, info: Mapping[str, Any]) -> None:
-        """Write run.json."""
-        self._write(self.root / "run.json", (json.dumps(info, indent=1) + "\n").encode())
+    def add_run(self, info: Mapping[str, Any]) -> None:
+        """Add a run to run.json, which lists every different one that went into this directory."""
+        path = self.root / "run.json"
+        runs = json.loads(path.read_text()) if path.exists() else []
+        if info not in runs:
+            self._write(path, (json.dumps([*runs, info], indent=1) + "\n").encode())
 
     def write_figure(self, name: str, content: bytes) -> Path:
         """Write a rendered figure and return its path."""

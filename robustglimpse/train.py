@@ -23,13 +23,19 @@ from robustglimpse.progress import Progress, progress
 from robustglimpse.records import UserError
 from robustglimpse.registry import unknown
 
+# How TOML spells the types of a recipe's fields; all others are strings.
+TOML_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "tuple[str, ...]": list,
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a training run ends with.
 
     alpha: weight of the glimpse classifier's loss (eq. 6); 0 trains without one.
-    zero_init_residual: start with every residual block an identity; deep backbones learn sooner.
     lr: the peak of the one-cycle schedule, reached after `warmup` (a fraction) of the steps.
     clip_norm: the gradient of all weights together is shortened to this norm.
     precision: "bf16" runs convolutions and products in bfloat16; weights stay f32.
@@ -40,7 +46,6 @@ class Recipe:
     glimpses: int
     downsample: str
     gradient_scale: float
-    zero_init_residual: bool
     dataset: str
     train_split: str
     test_split: str
@@ -67,10 +72,16 @@ def load_recipe(name: str) -> Recipe:
         table = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML ({error})") from None
-    expected = {f.name for f in fields(Recipe)}
-    for word, wrong in ("unknown", table.keys() - expected), ("missing", expected - table.keys()):
+    expected = {f.name: str(f.type) for f in fields(Recipe)}
+    for word, wrong in (
+        ("unknown", table.keys() - expected.keys()),
+        ("missing", expected.keys() - table.keys()),
+    ):
         if wrong:
             raise UserError(f"{path}: {word} key {min(wrong)!r}; a recipe has {', '.join(sorted(expected))}")
+    for key, kind in expected.items():
+        if not isinstance(table[key], TOML_TYPES.get(kind, str)):
+            raise UserError(f"{path}: {key} must be of type {kind}, got {table[key]!r}")
     return Recipe(**{**table, "augment": tuple(table["augment"])})
 
 
@@ -112,6 +123,10 @@ def train(
     epochs: a shorter budget than the recipe's.  Raises UserError where out holds another recipe's run.
     """
     recipe = recipe if epochs is None else Recipe(**{**asdict(recipe), "epochs": epochs})
+    if recipe.epochs < 1 or recipe.batch_size < 2:
+        raise UserError(
+            f"epochs must be at least 1 and batch_size 2, got {recipe.epochs} and {recipe.batch_size}"
+        )
     dataset = load_data(recipe.dataset, split=recipe.train_split, data_dir=data_dir)
     test = load_data(recipe.dataset, split=recipe.test_split, data_dir=data_dir)
     run = _Run(recipe, dataset, torch.device(device))
@@ -143,9 +158,7 @@ class _Run:
         architecture = Architecture(
             recipe.backbone, recipe.glimpses, recipe.downsample, len(self.classes), recipe.gradient_scale
         )
-        network = MGNet(
-            architecture, glimpse_head=recipe.alpha > 0, zero_init_residual=recipe.zero_init_residual
-        )
+        network = MGNet(architecture, glimpse_head=recipe.alpha > 0)
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.network, recipe)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(

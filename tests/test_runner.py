@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +180,27 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(tmp_path: Path) ->
         with pytest.raises(UserError):
             bench(replace(SMALL, **change), tmp_path / "out", command="test")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_killed_outright_goes_on_to_the_same_rows(straight: Path, tmp_path: Path) -> None:
+    flags = "--model mgnet-r18 --steps 1,3 --protocol standard --protocol paper --limit 12 --batch-size 4"
+    command = [
+        sys.executable,
+        "-m",
+        "robustglimpse",
+        "bench",
+        *flags.split(),
+        "--eps",
+        "2/255",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen([*command, "--out", str(tmp_path)], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("parts/*/*.npz")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "results.csv").exists(), "it was killed before its end"
+    done = subprocess.run([*command, "--out", str(tmp_path)], check=False, capture_output=True)
+    assert done.returncode == 0
+    same_results(straight, tmp_path)

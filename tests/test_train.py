@@ -24,7 +24,7 @@ from robustglimpse.train import Recipe, load_recipe, train, training_loss
 
 TINY = Recipe(
     model="tiny@glimpse-digits", backbone="resnet18", glimpses=2, downsample="2", gradient_scale=0.02,
-    zero_init_residual=False, dataset="glimpse-digits", train_split="train", test_split="test", epochs=3,
+    dataset="glimpse-digits", train_split="train", test_split="test", epochs=3,
     batch_size=32,
     optimizer="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup=0.3, alpha=0.6,
     label_smoothing=0.0, augment=("shift(pixels=2)", "flip"), precision="f32", seed=5,

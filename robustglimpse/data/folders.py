@@ -8,7 +8,9 @@ import os
 import pickle
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
@@ -50,9 +52,12 @@ def tiny_imagenet(
 
     data_dir: the official zip, a folder with it inside, or the unpacked folder.
     """
-    source = _open_source(
-        _archive_or_folder(data_dir, "tiny-imagenet", TINY_IMAGENET_URL, TINY_IMAGENET_HASH, download)
-    )
+    path = _archive_or_folder(data_dir, "tiny-imagenet", TINY_IMAGENET_URL, TINY_IMAGENET_HASH, download)
+    with closing(_open_source(path)) as source:
+        return _tiny_split(source, split, limit, size_px)
+
+
+def _tiny_split(source: Source, split: str, limit: int | None, size_px: int) -> Dataset:
     names = source.names()
     parts = [PurePosixPath(n).parts for n in names]
     train = [p for p in parts if len(p) >= 4 and p[-4] == "train" and p[-2] == "images"]
@@ -108,7 +113,14 @@ def cifar10(*, split: str, data_dir: Path | None, limit: int | None, size_px: in
     """Return a split of CIFAR-10 from its binary or its python batches (folder or .tar.gz)."""
     if split not in ("train", "test"):
         raise UserError(f"cifar10 has the splits train and test, not {split!r}")
-    source = _open_source(_archive_or_folder(data_dir, "cifar10", CIFAR10_URL, CIFAR10_HASH, download))
+    path = _archive_or_folder(data_dir, "cifar10", CIFAR10_URL, CIFAR10_HASH, download)
+    with closing(_open_source(path)) as source:
+        x, y = _cifar_split(source, split)
+    order = _class_mixed(y)[:limit]
+    return Dataset("cifar10", split, x[order], y[order], CIFAR10_CLASSES, len(y))
+
+
+def _cifar_split(source: Source, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     stems = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
     by_stem = {PurePosixPath(n).stem: n for n in source.names() if PurePosixPath(n).suffix in ("", ".bin")}
     missing = [s for s in stems if s not in by_stem]
@@ -118,11 +130,14 @@ def cifar10(*, split: str, data_dir: Path | None, limit: int | None, size_px: in
     for stem in stems:
         reader = _cifar_binary if by_stem[stem].endswith(".bin") else _cifar_pickle
         x, y = reader(source.read(by_stem[stem]), by_stem[stem])
+        if not len(y) or y.shape != x.shape[:1] or not np.isin(y, np.arange(10)).all():
+            raise UserError(
+                f"{by_stem[stem]}: not a CIFAR-10 batch (expected a label from 0 to 9 for each image); "
+                "use the official archive"
+            )
         images.append(x)
         labels.append(y)
-    x, y = np.concatenate(images), np.concatenate(labels)
-    order = _class_mixed(y)[:limit]
-    return Dataset("cifar10", split, x[order], y[order], CIFAR10_CLASSES, len(y))
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def _cifar_binary(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -137,7 +152,7 @@ def _cifar_pickle(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
         rows = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
         return rows, np.asarray(batch[b"labels"], np.int64)
-    except (pickle.UnpicklingError, KeyError, ValueError, EOFError, TypeError) as error:
+    except (pickle.UnpicklingError, LookupError, ValueError, EOFError, TypeError, AttributeError) as error:
         raise UserError(f"{name}: not a CIFAR-10 batch ({error}); use the official archive") from None
 
 
@@ -145,12 +160,13 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Reads dicts of numbers and numpy arrays, and refuses every other name a pickle may call."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.split(".", maxsplit=1)[0], name) in {
-            ("numpy", "_reconstruct"),
+        module = module.replace("numpy.core", "numpy._core")  # its name before numpy 2
+        if (module, name) in {
+            ("numpy._core.multiarray", "_reconstruct"),
             ("numpy", "ndarray"),
             ("numpy", "dtype"),
         }:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it calls {module}.{name}, which an image batch has no need of")
 
 
@@ -170,7 +186,12 @@ class FolderSource:
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes."""
-        return (self.path / name).read_bytes()
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{self.path / name}: cannot be read ({error.strerror}); mend or remove it"
+            ) from None
 
     def stamp(self) -> str:
         """Return a hash of every file's name, size and time of change."""
@@ -180,23 +201,33 @@ class FolderSource:
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+# What zipfile and tarfile raise for a damaged, cut or encrypted archive.
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError)
+
 
 class ArchiveSource:
-    """The files inside a .zip or .tar(.gz)."""
+    """The files inside a .zip or .tar(.gz), open until closed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            if zipfile.is_zipfile(path):
-                archive = zipfile.ZipFile(path)
-                self._names = sorted(n for n in archive.namelist() if not n.endswith("/"))
-                self._open: Callable[[str], IO[bytes] | None] = archive.open
-            else:
-                tar = tarfile.open(path)  # noqa: SIM115 - read from as long as the source lives
-                self._names = sorted(m.name for m in tar.getmembers() if m.isfile())
-                self._open = tar.extractfile
-        except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
-            raise UserError(f"{path}: not a readable zip or tar archive ({error}); fetch it again") from None
+            with ExitStack() as stack:
+                if zipfile.is_zipfile(path):
+                    archive = stack.enter_context(zipfile.ZipFile(path))
+                    self._names = sorted(n for n in archive.namelist() if not n.endswith("/"))
+                    self._open: Callable[[str], IO[bytes] | None] = archive.open
+                else:
+                    tar = stack.enter_context(tarfile.open(path))
+                    self._names = sorted(m.name for m in tar.getmembers() if m.isfile())
+                    self._open = tar.extractfile
+                self.close = stack.pop_all().close
+        except _BROKEN as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: not a readable zip or tar archive ({reason}); fetch it again") from None
 
     def names(self) -> list[str]:
         """Return every file's path inside the archive, sorted."""
@@ -207,8 +238,9 @@ class ArchiveSource:
         try:
             stream = self._open(name)
             assert stream is not None
-            return stream.read()
-        except (zipfile.BadZipFile, tarfile.TarError, KeyError, OSError, EOFError) as error:
+            with stream:
+                return stream.read()
+        except _BROKEN as error:
             raise UserError(
                 f"{self.path}: {name} cannot be read ({error}); fetch the archive again"
             ) from None
@@ -316,7 +348,8 @@ def _write_decoded(source: Source, paths: list[str], transform: Callable[[Image]
             f"{out.parent}: cannot keep decoded images there ({error.strerror}); set ROBUSTGLIMPSE_CACHE"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _open_image(source: Source, path: str) -> Image:

@@ -34,15 +34,13 @@ class Backbone(nn.Module):
 
     name: a key of BACKBONES, or one with "-nopool" behind it, which leaves out the max-pool after the
     first convolution (the paper's dagger models, for 64 px images).  State names are torchvision's.
-    zero_init_residual: start with every residual block an identity (Goyal et al. 2017, sec. 5.1).
     """
 
-    def __init__(self, name: str, *, zero_init_residual: bool = False) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
         from torchvision import models
 
-        make = getattr(models, family(name).torchvision)
-        network = make(weights=None, zero_init_residual=zero_init_residual)
+        network = getattr(models, family(name).torchvision)(weights=None)
         self.conv1, self.bn1 = network.conv1, network.bn1
         self.maxpool = nn.Identity() if name.endswith(NOPOOL) else network.maxpool
         self.layer1, self.layer2 = network.layer1, network.layer2

@@ -58,9 +58,18 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], card: Card, *, half
         name: (t.detach().to(dtype) if t.is_floating_point() else t.detach()).contiguous()
         for name, t in state.items()
     }
-    content = save(tensors, metadata={"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)})
+    metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
+    content = _with_sorted_header(save(tensors, metadata=metadata))
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Return a safetensors file with the keys of its header sorted: as written, their order is random."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format wants the tensors aligned
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def load_row(row: ModelRow, *, device: str = "cpu") -> Classifier:
@@ -211,7 +220,8 @@ def _read_lightning(path: Path) -> dict[str, Tensor]:
             "save its state_dict alone: torch.save({'state_dict': model.state_dict()}, FILE)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise UserError(f"{path}: expected a Lightning checkpoint with a 'state_dict' of tensors")

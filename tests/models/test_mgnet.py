@@ -21,7 +21,6 @@ from robustglimpse.models.mgnet import (
     Glimpses,
     MGNet,
     look,
-    look_at_all,
 )
 from robustglimpse.records import Classifier, Threat, UserError
 from robustglimpse.rng import KeyedDraws
@@ -74,12 +73,8 @@ def test_the_exact_gradient_is_not_the_authors(references: dict[str, Reference])
     assert float((every_8th(gradient) - theirs).abs().max()) > 0.05 * float(theirs.abs().max())
 
 
-# A sign of a gradient near 0 flips with the last bit of a convolution, and every flip brings more: our own
-# f32 and f64 runs of the FF-Net agree on 95 % of these entries.  Image 0 of the MGNet has no such gradient.
-@pytest.mark.parametrize("name, share", [("r18_mg_64", 0.99), ("r18_ff_224", 0.9)])
-def test_six_steps_of_the_papers_pgd_are_the_authors(
-    references: dict[str, Reference], name: str, share: float
-) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_six_steps_of_the_papers_pgd_are_the_authors(references: dict[str, Reference], name: str) -> None:
     case = references[name]
     card = zoo.Card(case.architecture, (), case.images.shape[-1])
     model = zoo.classifier(network_of(case), card, name=name, sha256="")
@@ -90,7 +85,7 @@ def test_six_steps_of_the_papers_pgd_are_the_authors(
     )  # fmt: skip
     delta = every_8th((x_adv - case.images) / STD)
     agrees = torch.isclose(delta, case.arrays["pgd6_delta_0"], atol=1e-4, rtol=0)
-    assert float(agrees.float().mean()) >= share
+    assert float(agrees.float().mean()) >= 0.99
     theirs = case.arrays["pgd6_logits_last"][0]
     torch.testing.assert_close(model.logits(x_adv)[0], theirs, atol=1e-3, rtol=0)
     assert float((model.logits(case.images)[0] - theirs).abs().max()) > 0.1  # far from where it began
@@ -174,15 +169,13 @@ def test_surrogates_lend_gradients_and_change_no_answer(
     assert f"exit:{len(exits) + 1}" not in small_classifier.surrogates
 
 
-def test_ffnet_is_the_plain_backbone_on_the_untouched_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ffnet_is_the_plain_backbone_on_the_whole_image() -> None:
     torch.manual_seed(0)
     network = MGNet(Architecture("resnet18", 1, "1", 10, 0.02)).eval().requires_grad_(False)
     x = torch.randn(2, 3, 64, 64)
-    for resampling in "interpolate", "grid_sample", "affine_grid":
-        monkeypatch.delattr(F, resampling)
     found = network(x)
     features = network.backbone(x)
-    assert torch.equal(found.features[0], features)
+    torch.testing.assert_close(found.features[0], features, atol=1e-4, rtol=1e-4)
     # One glimpse attends to itself alone: its value, projected, is what the classifier sees.
     coded = torch.cat([features, torch.tensor([[1.0, 0.0, 0.0]] * 2)], 1)
     mha = network.feat_fusion.mha
@@ -219,11 +212,12 @@ def test_a_glimpse_is_the_floor_of_the_size_over_m(size_px: int, downsample: str
     assert Architecture("resnet18", 3, downsample, 10, 0.02).glimpse_px(size_px) == glimpse_px
 
 
-@pytest.mark.parametrize("side", [5, 16, 33])
-def test_looking_at_all_is_looking_at_the_identity_region(side: int) -> None:
+@pytest.mark.parametrize("side", [16, 32, 33])
+def test_looking_at_all_is_aligned_bilinear_resizing(side: int) -> None:
     x = torch.rand(2, 3, 33, 33, generator=torch.Generator().manual_seed(0))
     identity = torch.tensor([[1.0, 0.0, 0.0]] * 2)
-    torch.testing.assert_close(look_at_all(x, side), look(x, identity, side), atol=1e-5, rtol=0)
+    resized = F.interpolate(x, (side, side), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(look(x, identity, side), resized, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("side", [3, 5, 9])
