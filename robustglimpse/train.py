@@ -36,6 +36,7 @@ class Recipe:
     """Everything that decides what a training run ends with.
 
     alpha: weight of the glimpse classifier's loss (eq. 6); 0 trains without one.
+    start_from: a checkpoint (name or .safetensors) whose backbone this one starts with; "" for none.
     lr: the peak of the one-cycle schedule, reached after `warmup` (a fraction) of the steps.
     clip_norm: the gradient of all weights together is shortened to this norm.
     precision: "bf16" runs convolutions and products in bfloat16; weights stay f32.
@@ -46,6 +47,7 @@ class Recipe:
     glimpses: int
     downsample: str
     gradient_scale: float
+    start_from: str
     dataset: str
     train_split: str
     test_split: str
@@ -159,6 +161,8 @@ class _Run:
             recipe.backbone, recipe.glimpses, recipe.downsample, len(self.classes), recipe.gradient_scale
         )
         network = MGNet(architecture, glimpse_head=recipe.alpha > 0)
+        if recipe.start_from:
+            zoo.start_backbone_(network, recipe.start_from)
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = _optimizer(self.network, recipe)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(

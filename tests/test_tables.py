@@ -7,14 +7,12 @@ import inspect
 import pytest
 import torch
 
-from robustglimpse import recipes
 from robustglimpse.attacks import ATTACKS
 from robustglimpse.data import DATASETS
 from robustglimpse.data.augment import AUGMENTS, pipeline
 from robustglimpse.records import PROTOCOLS, Norm, Threat
 from robustglimpse.registry import resolve
 from robustglimpse.rng import KeyedDraws
-from robustglimpse.train import load_recipe
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -81,25 +79,6 @@ def test_an_augmentation_keeps_shape_and_type_and_changes_pixels(name: str) -> N
     assert out.shape == images.shape
     assert out.dtype == torch.uint8
     assert not torch.equal(out, images)
-
-
-@pytest.mark.parametrize("name", recipes.names())
-def test_a_recipe_loads_and_pairs_with_its_family(name: str) -> None:
-    recipe = load_recipe(name)
-    other = "ffnet" if name.startswith("mgnet") else "mgnet"
-    twin = load_recipe(name.replace(name[:5], other))
-    for key in (
-        "epochs",
-        "batch_size",
-        "optimizer",
-        "lr",
-        "weight_decay",
-        "augment",
-        "dataset",
-        "seed",
-        "backbone",
-    ):
-        assert getattr(recipe, key) == getattr(twin, key), f"{key}: both families get the same budget"
 
 
 def test_rows_say_what_they_are() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustglimpse.models import ModelRow
+from robustglimpse.models import ModelRow, model_row
 from robustglimpse.models.backbones import default_gradient_scale
 from robustglimpse.models.mgnet import Architecture, GradientPath, MGNet
 from robustglimpse.models.surrogates import surrogates
@@ -91,6 +91,24 @@ def _find_file(row: ModelRow) -> Path:
     raise UserError(
         f"{row.name}: its weights {row.file} are neither in {WEIGHTS} nor in {cached}; "
         f"copy them there, or make your own: robustglimpse train {row.recipe}"
+    )
+
+
+def start_backbone_(network: MGNet, name: str) -> None:
+    """Give the network the backbone of a checkpoint: a manifest name, or a path to a .safetensors file."""
+    path = Path(name) if name.endswith(".safetensors") else _find_file(model_row(name))
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such checkpoint to start from; train it first (robustglimpse list recipes)"
+        )
+    state, card, _ = read_checkpoint(path)
+    if card.architecture.backbone != network.architecture.backbone:
+        raise UserError(
+            f"{path}: its backbone is {card.architecture.backbone}, not {network.architecture.backbone}"
+        )
+    prefix = "backbone."
+    network.backbone.load_state_dict(
+        {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     )
 
 
