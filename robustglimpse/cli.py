@@ -117,7 +117,7 @@ def bench(
 
     Examples:
 
-        robustglimpse bench --model mgnet-r50 --attack pgd
+        robustglimpse bench --model mgnet-r18 --attack pgd
 
         robustglimpse bench --model ffnet-r18 --model mgnet-r18 --protocol paper --protocol adaptive
 
