@@ -73,9 +73,10 @@ def test_the_exact_gradient_is_not_the_authors(references: dict[str, Reference])
     assert float((every_8th(gradient) - theirs).abs().max()) > 0.05 * float(theirs.abs().max())
 
 
-# The sign of a gradient near 0 turns with the last bit of a convolution, and every turn brings more. Image 0
-# of the MGNet has none such. For the FF-Net the network alone agrees on 99.5 % of the entries (channels-last,
-# normalised pixels); through a classifier of [0,1] images, which rounds once more, on 96 %.
+# The sign of a gradient near 0 turns with the last bit of a convolution, hence with the processor, and every
+# turn brings more: on one machine the MGNet agrees on every entry, on another its last logits differ by 0.003.
+# For the FF-Net the network alone agrees on 99.5 % of the entries (channels-last, normalised pixels); through
+# a classifier of [0,1] images, which rounds once more, on 96 %.
 @pytest.mark.parametrize(("name", "share"), [("r18_mg_64", 0.99), ("r18_ff_224", 0.9)])
 def test_six_steps_of_the_papers_pgd_are_the_authors(
     references: dict[str, Reference], name: str, share: float
@@ -92,8 +93,8 @@ def test_six_steps_of_the_papers_pgd_are_the_authors(
     agrees = torch.isclose(delta, case.arrays["pgd6_delta_0"], atol=1e-4, rtol=0)
     assert float(agrees.float().mean()) >= share
     theirs = case.arrays["pgd6_logits_last"][0]
-    torch.testing.assert_close(model.logits(x_adv)[0], theirs, atol=1e-3, rtol=0)
-    assert float((model.logits(case.images)[0] - theirs).abs().max()) > 0.1  # far from where it began
+    torch.testing.assert_close(model.logits(x_adv)[0], theirs, atol=0.02, rtol=0)
+    assert float((model.logits(case.images)[0] - theirs).abs().max()) > 0.1  # it moved far
 
 
 def test_the_fusion_is_the_last_row_of_full_self_attention() -> None:
