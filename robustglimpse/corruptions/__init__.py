@@ -1,0 +1,154 @@
+"""Common corruptions: 15 types and 4 extras of Hendrycks & Dietterich 2019, in batches.
+
+Equal to the reference code of 2018 within the tolerances of its own arithmetic (tests/corruptions), the
+JPEG codec aside: that is today's Pillow, where the reference had another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from robustglimpse.records import UserError
+from robustglimpse.registry import find, resolve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robustglimpse.rng import Draws
+
+Family = Literal["noise", "blur", "weather", "digital"]
+FAMILIES: tuple[Family, ...] = ("noise", "blur", "weather", "digital")
+SEVERITIES = (1, 2, 3, 4, 5)
+PRESETS = (32, 64, 224)
+STORES = ("exact", "jpeg85")
+
+
+@dataclass(frozen=True)
+class CorruptionRow:
+    """One line of the table of corruptions.
+
+    target: a function (images u8 [B,H,W,3], severity, preset, draws) -> images u8 [B,H,W,3].
+    extra: not one of the 15 that means are taken over.
+    """
+
+    target: str
+    family: Family
+    is_random: bool
+    summary: str
+    extra: bool = False
+
+
+_NOISE, _BLUR, _WEATHER, _DIGITAL = (f"robustglimpse.corruptions.{family}" for family in FAMILIES)
+CORRUPTIONS: dict[str, CorruptionRow] = {
+    "gaussian_noise": CorruptionRow(f"{_NOISE}:gaussian_noise", "noise", True, "Gaussian noise per channel"),
+    "shot_noise": CorruptionRow(f"{_NOISE}:shot_noise", "noise", True, "counted in few photons"),
+    "impulse_noise": CorruptionRow(f"{_NOISE}:impulse_noise", "noise", True, "values set to 0 or 255"),
+    "defocus_blur": CorruptionRow(f"{_BLUR}:defocus_blur", "blur", False, "a disk: out of focus"),
+    "glass_blur": CorruptionRow(f"{_BLUR}:glass_blur", "blur", True, "pixels scattered between two blurs"),
+    "motion_blur": CorruptionRow(f"{_BLUR}:motion_blur", "blur", True, "smeared along a line"),
+    "zoom_blur": CorruptionRow(f"{_BLUR}:zoom_blur", "blur", False, "mean of enlargements"),
+    "snow": CorruptionRow(f"{_WEATHER}:snow", "weather", True, "falling flakes"),
+    "frost": CorruptionRow(f"{_WEATHER}:frost", "weather", True, "a frosted pane on top"),
+    "fog": CorruptionRow(f"{_WEATHER}:fog", "weather", True, "a diamond-square cloud on top"),
+    "brightness": CorruptionRow(f"{_WEATHER}:brightness", "weather", False, "HSV value raised"),
+    "contrast": CorruptionRow(f"{_DIGITAL}:contrast", "digital", False, "drawn towards the mean"),
+    "elastic_transform": CorruptionRow(
+        f"{_DIGITAL}:elastic_transform", "digital", True, "an affine map and displacements"
+    ),
+    "pixelate": CorruptionRow(f"{_DIGITAL}:pixelate", "digital", False, "shrunk and enlarged"),
+    "jpeg_compression": CorruptionRow(f"{_DIGITAL}:jpeg_compression", "digital", False, "JPEG, 4:2:0"),
+    "speckle_noise": CorruptionRow(
+        f"{_NOISE}:speckle_noise", "noise", True, "noise in proportion to the value", extra=True
+    ),
+    "gaussian_blur": CorruptionRow(f"{_BLUR}:gaussian_blur", "blur", False, "a Gaussian", extra=True),
+    "spatter": CorruptionRow(
+        "robustglimpse.corruptions.spatter:spatter", "weather", True, "drops of water or mud", extra=True
+    ),
+    "saturate": CorruptionRow(
+        f"{_DIGITAL}:saturate", "digital", False, "HSV saturation changed", extra=True
+    ),
+}
+
+
+def names(*, extras: bool = False) -> tuple[str, ...]:
+    """Return the 15 corruptions in the paper's order, with the 4 extras behind them if asked for."""
+    return tuple(name for name, row in CORRUPTIONS.items() if extras or not row.extra)
+
+
+def preset_for(height: int, width: int) -> int:
+    """Return whose constants an image takes: 32 (CIFAR), 64 (Tiny ImageNet) or 224 (ImageNet).
+
+    The one nearest to the shorter side, in octaves: 96 px take those of 64, 128 px those of 224.
+    """
+    shorter = max(1, min(height, width))
+    return min(PRESETS, key=lambda preset: abs(log(shorter / preset)))
+
+
+def corrupt(
+    images: Tensor,
+    corruption: str,
+    severity: int,
+    *,
+    draws: Draws,
+    preset: int | None = None,
+    store: str = "exact",
+    frost_dir: Path | None = None,
+) -> Tensor:
+    """Return images u8 [B,3,H,W] under a corruption of a severity from 1 to 5, on their device.
+
+    draws: KeyedDraws(seed, index), so that an image is corrupted alike in any batch, order or shard; or
+        LegacyDraws(seeds), which replays numpy's global stream as the reference used it.
+    preset: whose constants to take, 32, 64 or 224; by default preset_for the size.
+    store: "jpeg85" puts the result through the JPEG (quality 85, 4:2:0) that the published sets were
+        saved in.
+    frost_dir: the folder of the frost textures; without one those of an installed imagecorruptions are
+        taken, and without that our own.
+    Raises UserError for an unknown corruption, severity, preset or store, or images that are not
+    u8 [B,3,H,W] of at least a pixel.
+    """
+    import torch
+
+    row = find(CORRUPTIONS, corruption, kind="corruption", listing="corruptions")
+    check_choices(severity=severity, preset=preset, store=store)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        raise UserError(
+            f"images must be u8 [B,3,H,W], got {str(images.dtype).removeprefix('torch.')} "
+            f"{list(images.shape)}; repeat the channel of a grey image three times"
+        )
+    if len(draws) != len(images):
+        raise UserError(f"draws are for {len(draws)} images, got {len(images)}; give one index per image")
+    if not len(images):
+        return images.clone()
+    options = {"frost_dir": frost_dir} if corruption == "frost" else {}
+    chosen = preset or preset_for(*images.shape[2:])
+    pixels = images.permute(0, 2, 3, 1).contiguous()
+    result: Tensor = resolve(row)(
+        pixels, severity, chosen, draws.named(f"{corruption} {severity}"), **options
+    )
+    if store == "jpeg85":
+        from robustglimpse.corruptions.digital import through_jpeg
+
+        result = through_jpeg(result, 85)
+    return result.permute(0, 3, 1, 2)
+
+
+def check_choices(
+    *,
+    corruptions: Sequence[str] = (),
+    severity: int = 1,
+    preset: int | None = None,
+    store: str = "exact",
+) -> None:
+    """Raise UserError unless all of these exist."""
+    for name in corruptions:
+        find(CORRUPTIONS, name, kind="corruption", listing="corruptions")
+    if severity not in SEVERITIES:
+        raise UserError(f"severity must be 1, 2, 3, 4 or 5, got {severity}")
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"preset must be 32, 64 or 224, got {preset}; leave it out to choose by size")
+    if store not in STORES:
+        raise UserError(f"store must be {' or '.join(STORES)}, got {store!r}")
