@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -64,19 +65,19 @@ class KeyedDraws:
         """Return f32 [B,*shape] uniform in [low,high), on the CPU."""
         import torch
 
-        out = np.empty((len(self.index), *shape), np.float32)
+        out = np.empty((len(self.index), prod(shape)), np.float32)
         for row, stream in zip(out, self._streams(label), strict=True):
             stream.random(out=row, dtype=np.float32)
-        return torch.from_numpy(out).mul_(high - low).add_(low)
+        return torch.from_numpy(out).mul_(high - low).add_(low).view(len(out), *shape)
 
     def normal(self, label: str, shape: tuple[int, ...]) -> Tensor:
         """Return f32 [B,*shape] of the standard normal distribution, on the CPU."""
         import torch
 
-        out = np.empty((len(self.index), *shape), np.float32)
+        out = np.empty((len(self.index), prod(shape)), np.float32)
         for row, stream in zip(out, self._streams(label), strict=True):
             stream.standard_normal(out=row, dtype=np.float32)
-        return torch.from_numpy(out)
+        return torch.from_numpy(out).view(len(out), *shape)
 
     def __len__(self) -> int:
         """Return how many samples it draws for."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from robustglimpse.corruptions import filters
 from robustglimpse.corruptions.levels import levels, unit
 from robustglimpse.rng import Draws
 
+Array = NDArray[Any]
+
+# Kernels of so many weights are added up shift by shift, larger ones go through Fourier space.
+FEW_TAPS = 32
 DEFOCUS = {  # radius, sigma of its soft edge
     32: ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
     64: ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
@@ -45,13 +50,45 @@ def defocus_blur(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:
     """Return the images through a lens out of focus: a disk with a soft edge."""
     kernel = _disk(*DEFOCUS[preset][severity - 1])
     reach = len(kernel) // 2
-    planes = unit(x, torch.float64).permute(0, 3, 1, 2)
-    height, width = planes.shape[2:]
-    at = (_reflect(side, reach).to(x.device) for side in (height, width))
-    padded = planes.index_select(2, next(at)).index_select(3, next(at)).contiguous()
-    weights = kernel.to(x.device)[None, None]
-    out = F.conv2d(padded.flatten(0, 1)[:, None], weights).view(planes.shape)
-    return levels(out).permute(0, 2, 3, 1)
+    height, width = x.shape[1:3]
+    rows, columns = (_reflect(side, reach).to(x.device) for side in (height, width))
+    padded = x.index_select(1, rows).index_select(2, columns)
+    taps = {at: weight for at, weight in np.ndenumerate(kernel) if weight > filters.NEGLIGIBLE}
+    if len(taps) > FEW_TAPS:
+        return levels(_by_fourier(unit(padded), kernel)[:, :height, :width])
+    # In f64: the few weights do not add up to exactly 1, and flat areas show on which side they miss it.
+    padded = unit(padded, torch.float64)
+    views = [padded[:, y : y + height, x : x + width] for y, x in taps]
+    return levels(filters.sum_shifted(views, tuple(float(weight) for weight in taps.values())))
+
+
+def _by_fourier(v: Tensor, kernel: Array) -> Tensor:
+    """Return floats [B,H,W,C] correlated with the kernel f64 [k,k]; valid but for the last k-1 rows and columns."""
+    size = tuple(_fast_length(side) for side in v.shape[1:3])
+    spectrum = _spectrum(kernel.tobytes(), len(kernel), size).to(v.device)
+    planes = v.permute(0, 3, 1, 2)
+    out = torch.fft.irfft2(torch.fft.rfft2(planes, size) * spectrum, size)
+    return out.permute(0, 2, 3, 1)
+
+
+@lru_cache(maxsize=64)
+def _spectrum(kernel: bytes, side: int, size: tuple[int, int]) -> Tensor:
+    """Return the factor c64 that correlates with a kernel, for images of that size."""
+    array = torch.from_numpy(np.frombuffer(kernel).reshape(side, side).copy())
+    return torch.fft.rfft2(array, size).conj().to(torch.complex64)
+
+
+def _fast_length(side: int) -> int:
+    """Return the next length that is a product of 2, 3 and 5."""
+    length = side
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1
 
 
 def _reflect(size: int, reach: int) -> Tensor:
@@ -62,7 +99,7 @@ def _reflect(size: int, reach: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _disk(radius: float, sigma: float) -> Tensor:
+def _disk(radius: float, sigma: float) -> Array:
     """Return the reference's kernel, f32 values as f64 [k,k], cut to where it is not 0.
 
     Computed in f32 like the original: its sum is not exactly 1, and flat areas show it.
@@ -83,7 +120,7 @@ def _disk(radius: float, sigma: float) -> Tensor:
             middle = middle + soft[reach + k] * (views[reach + k] + views[reach - k])
         disk = middle
     used = np.flatnonzero(disk.any(0))
-    return torch.from_numpy(disk[used[0] : used[-1] + 1, used[0] : used[-1] + 1].astype(np.float64))
+    return disk[used[0] : used[-1] + 1, used[0] : used[-1] + 1].astype(np.float64)
 
 
 def glass_blur(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:

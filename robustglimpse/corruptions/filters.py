@@ -132,4 +132,4 @@ def one_by_one(packed: Tensor, batch: int, channels: int) -> Tensor:
     """Return [H,W,B*C and what fills the lanes] as [B,H,W,C] again; the inverse of side_by_side."""
     height, width = packed.shape[:2]
     used = packed[:, :, : batch * channels]
-    return used.reshape(height, width, batch, channels).permute(2, 0, 1, 3)
+    return used.reshape(height, width, batch, channels).permute(2, 0, 1, 3).contiguous()
