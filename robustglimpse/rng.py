@@ -99,7 +99,7 @@ class KeyedDraws:
         return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape, dtype=torch.int64)
 
     def poisson(self, label: str, levels: Array, rates: Array, most: int) -> Array:
-        """Return Poisson counts like levels, u8 [B,...], of rate rates[level]; `most` stands for all above it.
+        """Return Poisson counts like levels, u8 [B,...], of rate rates[level]; `most` stands for more, too.
 
         A 32-bit word each: its high bits choose a column of the level's alias table, the others decide
         between the column's two counts.  Source: Walker 1977; Vose 1991.

@@ -68,9 +68,7 @@ CORRUPTIONS: dict[str, CorruptionRow] = {
     "spatter": CorruptionRow(
         "robustglimpse.corruptions.spatter:spatter", "weather", True, "drops of water or mud", extra=True
     ),
-    "saturate": CorruptionRow(
-        f"{_DIGITAL}:saturate", "digital", False, "HSV saturation changed", extra=True
-    ),
+    "saturate": CorruptionRow(f"{_DIGITAL}:saturate", "digital", False, "HSV saturation changed", extra=True),
 }
 
 

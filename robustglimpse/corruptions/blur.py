@@ -1,4 +1,4 @@
-"""The blur family: images u8 [B,H,W,3] in, images u8 [B,H,W,3] out. Constants and source as in noise.py."""
+"""The blur family: images u8 [B,H,W,3] in and out. Constants and source as in noise.py."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def defocus_blur(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:
 
 
 def _by_fourier(v: Tensor, kernel: Array) -> Tensor:
-    """Return floats [B,H,W,C] correlated with the kernel f64 [k,k]; valid but for the last k-1 rows and columns."""
+    """Return floats [B,H,W,C] correlated with the kernel f64 [k,k], but for the last k-1 rows and columns."""
     size = tuple(_fast_length(side) for side in v.shape[1:3])
     spectrum = _spectrum(kernel.tobytes(), len(kernel), size).to(v.device)
     planes = v.permute(0, 3, 1, 2)
-    out = torch.fft.irfft2(torch.fft.rfft2(planes, size) * spectrum, size)
+    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(planes, size) * spectrum, size)
     return out.permute(0, 2, 3, 1)
 
 
@@ -75,7 +75,8 @@ def _by_fourier(v: Tensor, kernel: Array) -> Tensor:
 def _spectrum(kernel: bytes, side: int, size: tuple[int, int]) -> Tensor:
     """Return the factor c64 that correlates with a kernel, for images of that size."""
     array = torch.from_numpy(np.frombuffer(kernel).reshape(side, side).copy())
-    return torch.fft.rfft2(array, size).conj().to(torch.complex64)
+    factor: Tensor = torch.fft.rfft2(array, size).conj().to(torch.complex64)
+    return factor
 
 
 def _fast_length(side: int) -> int:

@@ -1,4 +1,4 @@
-"""The digital family: images u8 [B,H,W,3] in, images u8 [B,H,W,3] out. Constants and source as in noise.py."""
+"""The digital family: images u8 [B,H,W,3] in and out. Constants and source as in noise.py."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def contrast(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:
 
 def elastic_transform(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:
     """Return the images under a random affine map, then moved about by smooth random displacements."""
-    batch, height, width = x.shape[:3]
+    height, width = x.shape[1:3]
     shorter = min(height, width)
     if shorter < 3:
         raise UserError(f"elastic_transform needs images of at least 3 x 3 px, got {height} x {width}")

@@ -1,4 +1,4 @@
-"""The weather family: images u8 [B,H,W,3] in, images u8 [B,H,W,3] out. Constants and source as in noise.py."""
+"""The weather family: images u8 [B,H,W,3] in and out. Constants and source as in noise.py."""
 
 from __future__ import annotations
 
@@ -71,21 +71,16 @@ def snow(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:
     return levels(v + (layer + layer.flip(1, 2)))
 
 
-def frost(
-    x: Tensor, severity: int, preset: int, draws: Draws, *, frost_dir: Path | None = None
-) -> Tensor:
+def frost(x: Tensor, severity: int, preset: int, draws: Draws, *, frost_dir: Path | None = None) -> Tensor:
     """Return the images behind a frosted pane: a random crop of one of five textures on top."""
     batch, height, width = x.shape[:3]
-    textures = [
-        _texture(frost_dir, k, FROST_SCALE[preset], height, width) for k in range(len(FROST_FILES))
-    ]
+    textures = [_texture(frost_dir, k, FROST_SCALE[preset], height, width) for k in range(len(FROST_FILES))]
     which = draws.integers("texture", (), 0, len(textures)).numpy()
     room = np.array([[len(t) - height, t.shape[1] - width] for t in textures])[which]
     top = draws.integers("top", (), np.zeros(batch, int), room[:, 0]).tolist()
     left = draws.integers("left", (), np.zeros(batch, int), room[:, 1]).tolist()
     crops = [
-        textures[k][y : y + height, z : z + width]
-        for k, y, z in zip(which.tolist(), top, left, strict=True)
+        textures[k][y : y + height, z : z + width] for k, y, z in zip(which.tolist(), top, left, strict=True)
     ]
     of_image, of_frost = FROST[preset][severity - 1]
     panes = torch.stack(crops).to(x.device).float() * of_frost
@@ -144,7 +139,8 @@ def _resize(image: Array, scale: float) -> Array:
     a, b = (w[:, None, None] for w in row_weights)
     top, bottom = across[rows] >> 4, across[np.minimum(rows + 1, last)] >> 4
     down = ((a * top) >> 16) + ((b * bottom) >> 16)
-    return ((down + 2) >> 2).astype(np.uint8)
+    small: Array = ((down + 2) >> 2).astype(np.uint8)
+    return small
 
 
 def _linear_taps(size: int, scale: float) -> tuple[Array, tuple[Array, Array]]:
@@ -177,7 +173,8 @@ def _procedural_texture(number: int) -> Array:
     cover = 1 / (1 + np.exp(-1.6 * fields[2]))
     light = np.clip(0.12 + 0.75 * needles * (0.25 + 0.75 * cover), 0, 1)
     tint = np.array([0.84, 0.93, 1.0])
-    return (light[..., None] ** (1.25 - 0.25 * tint) * tint * 255).astype(np.uint8)
+    texture: Array = (light[..., None] ** (1.25 - 0.25 * tint) * tint * 255).astype(np.uint8)
+    return texture
 
 
 def fog(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:
