@@ -82,6 +82,31 @@ def judge_clean(classifier: Classifier, batch: Batch, *, device: str, all_exits:
     return _Trial(classifier, batch, (), device, all_exits).columns()
 
 
+def beside_clean(columns: Columns, shown: Batch, clean: Batch | None, clean_pred: Any) -> Columns:
+    """Return judge_clean's columns of corrupted images, set beside the images before.
+
+    clean: the images before, or None where they are not at hand: their distances are then NaN.
+    clean_pred: i64 [E,B], the predictions on them, or None: then -1.
+    first_success_step tells, as under attack, 0: wrong before, 1: wrong now, -1: right both times.
+    """
+    size = len(shown.labels)
+    is_right = columns["pred"] == columns["label"]
+    before = np.full(len(is_right), -1) if clean_pred is None else clean_pred.reshape(-1)
+    was_wrong = np.zeros(len(is_right), bool) if clean_pred is None else before != columns["label"]
+    linf = l2 = np.full(size, np.nan, np.float32)
+    if clean is not None:
+        delta = (shown.images.cpu().float() - clean.images.float()).flatten(1) / 255
+        linf, l2 = delta.abs().amax(1).numpy(), torch.linalg.vector_norm(delta, dim=1).numpy()
+    exits = len(is_right) // size
+    return {
+        **columns,
+        "clean_pred": before,
+        "linf": np.tile(linf, exits),
+        "l2": np.tile(l2, exits),
+        "first_success_step": np.where(was_wrong, 0, np.where(is_right, -1, 1)),
+    }
+
+
 def attack(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> Columns:
     """Return the outcome columns of a batch under attack.
 

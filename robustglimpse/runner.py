@@ -1,4 +1,7 @@
-"""The grid: which cells there are, which are done, and the loop that does the rest."""
+"""The grid: which cells there are, which are done, and the loop that does the rest.
+
+A cell is clean, attacked, or corrupted; `bench` plans the first two, sweep.py the third.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,11 +19,13 @@ import torch
 import robustglimpse
 from robustglimpse import cost, evaluate
 from robustglimpse.attacks import ATTACKS
+from robustglimpse.corruptions import corrupt
 from robustglimpse.data import Dataset, load_data
 from robustglimpse.models import load_model
 from robustglimpse.progress import progress
 from robustglimpse.records import SCHEMA, Batch, Cell, Classifier, Estimate, Norm, Threat, UserError
 from robustglimpse.registry import Call, parse_call, parse_fraction
+from robustglimpse.rng import KeyedDraws
 from robustglimpse.stats import wilson
 from robustglimpse.store import Columns, Provenance, Row, Store
 
@@ -56,14 +61,56 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A cell with everything it needs at hand. plan: None for the clean cell."""
+class Corruption:
+    """What a corrupted cell shows instead of its images.
+
+    preset: 0, and texture "", where the set was corrupted and saved by others.
+    texture: where the frost comes from, for frost alone.
+    """
+
+    name: str
+    severity: int
+    preset: int = 0
+    store: str = "exact"
+    texture: str = ""
+    frost_dir: Path | None = None
+
+    def shown(self, batch: Batch, seed: int, device: str) -> Batch:
+        """Return the batch with its images corrupted, each by draws of its own."""
+        if not self.preset:
+            return batch
+        images = corrupt(
+            batch.images.to(device), self.name, self.severity, draws=KeyedDraws(seed, batch.index),
+            preset=self.preset, store=self.store, frost_dir=self.frost_dir,
+        )  # fmt: skip
+        return replace(batch, images=images)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A cell with everything it needs at hand; neither plan nor corruption for a clean one.
+
+    clean_key: the clean cell of the same images, whose predictions a corrupted one is set beside.
+    """
 
     cell: Cell
     classifier: Classifier
     dataset: Dataset
     provenance: Provenance
-    plan: evaluate.Plan | None
+    plan: evaluate.Plan | None = None
+    corruption: Corruption | None = None
+    clean_key: str | None = None
+
+    @property
+    def note(self) -> str:
+        """What a progress bar says of it."""
+        severity = str(self.corruption.severity) if self.corruption else ""
+        return " ".join([self.cell.model, call_name(self.cell), self.cell.protocol, severity]).strip()
+
+
+def call_name(cell: Cell) -> str:
+    """Return the name in a cell's call string: "clean", "pgd", "fog"."""
+    return cell.perturb.partition("(")[0]
 
 
 def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
@@ -76,25 +123,35 @@ def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     device = choose_device(asked.device)
     work = list(_plan_work(asked, device))
     store = Store(out)
-    store.add_run(_run_info(asked, work, device, command))
-    todo = [w for w in work if not store.is_done(w.cell, w.provenance)]
+    store.add_run(run_info(asked, work, device, command))
+    failed = run_all([[w] for w in work], store, device, title="bench")
+    return store.results({w.cell.key for w in work}, failed)
+
+
+def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, title: str) -> list[Row]:
+    """Run what store does not hold yet and write its results.csv; return the rows of cells that crashed.
+
+    groups: cells that look at the same images; what is shown is made once for all of them.
+    """
+    todo = [[w for w in group if not store.is_done(w.cell, w.provenance)] for group in groups]
     failed: list[Row] = []
-    total = sum(len(w.dataset.labels) for w in todo)
-    with progress(max(total, 1), "bench") as report:
+    total = sum(len(group[0].dataset.labels) * len(group) for group in todo if group)
+    with progress(max(total, 1), title) as report:
         done = 0
-        for w in todo:
-            note = f"{w.cell.model} {w.cell.perturb.partition('(')[0]} {w.cell.protocol}".rstrip()
+        for group in filter(None, todo):
+            note = ", ".join(dict.fromkeys(w.note for w in group))
             try:
-                for finished in _run_cell(w, store, device):
-                    report(done + finished, note)
+                for finished in _run_group(group, store, device):
+                    report(done + finished * len(group), note)
             except UserError:
                 raise
             except Exception as error:  # a crash is a hole in the table, never a survival
-                failed.append(_failed_row(w, device, error))
+                crashed = [w for w in group if not store.is_done(w.cell, w.provenance)]
+                failed += [_failed_row(w, device, error) for w in crashed]
                 print(f"{note}: {type(error).__name__}: {error}", file=sys.stderr)
-            done += len(w.dataset.labels)
+            done += len(group[0].dataset.labels) * len(group)
     store.write_results(failed)
-    return store.results({w.cell.key for w in work}, failed)
+    return failed
 
 
 def choose_device(name: str) -> str:
@@ -110,11 +167,55 @@ def choose_device(name: str) -> str:
     return name
 
 
-def _plan_work(asked: Bench, device: str) -> Iterator[_Work]:
+def _plan_work(asked: Bench, device: str) -> Iterator[Work]:
     """Yield the clean cell and the attack cells of every model, all arguments checked."""
     threat = Threat(asked.norm, _positive(asked.eps, "eps"))
     evaluate.steps_of(asked.steps)
     calls = [_with_defaults(parse_call(text), asked) for text in asked.attacks]
+    for name, classifier, dataset in load_pairs(asked, device):
+        provenance = Provenance(classifier.sha256, dataset.fingerprint)
+        data = asked.data or classifier.meta["dataset"]
+        exits = "all" if asked.all_exits else "last"
+        cell = Cell(
+            name, data, dataset.split, CLEAN, threat, "", 1, asked.limit, asked.batch_size, asked.seed, exits
+        )
+        clean = replace(cell, threat=Threat("linf", 0.0), seed=0)  # nothing is drawn, nothing is perturbed
+        yield Work(clean, classifier, dataset, provenance)
+        for call in calls:
+            for protocol in dict.fromkeys(asked.protocols):
+                plan = evaluate.make_plan(
+                    call, protocol=protocol, threat=threat, normalisation=classifier.normalisation,
+                    restarts=asked.restarts, seed=asked.seed, all_exits=asked.all_exits,
+                )  # fmt: skip
+                attacked = replace(
+                    cell, perturb=str(call), threat=plan.threat, protocol=protocol, restarts=asked.restarts
+                )
+                yield Work(attacked, classifier, dataset, provenance, plan)
+
+
+class Source(Protocol):
+    """The parts of a request that say which models look at which images."""
+
+    @property
+    def models(self) -> tuple[str, ...]: ...
+    @property
+    def data(self) -> str | None: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def data_dir(self) -> Path | None: ...
+    @property
+    def size_px(self) -> int | None: ...
+    @property
+    def download(self) -> bool: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Dataset]]:
+    """Yield every model's name, the model and its data, labels as it numbers them; each set is read once."""
     if asked.batch_size < 1:
         raise UserError(f"batch size must be at least 1, got {asked.batch_size}")
     datasets: dict[tuple[str, int | None], Dataset] = {}
@@ -129,24 +230,7 @@ def _plan_work(asked: Bench, device: str) -> Iterator[_Work]:
                 data, split=asked.split, data_dir=asked.data_dir, limit=asked.limit, size_px=size_px,
                 download=asked.download,
             )  # fmt: skip
-        dataset = match_classes(datasets[data, size_px], classifier)
-        provenance = Provenance(classifier.sha256, dataset.fingerprint)
-        exits = "all" if asked.all_exits else "last"
-        cell = Cell(
-            name, data, dataset.split, CLEAN, threat, "", 1, asked.limit, asked.batch_size, asked.seed, exits
-        )
-        clean = replace(cell, threat=Threat("linf", 0.0), seed=0)  # nothing is drawn, nothing is perturbed
-        yield _Work(clean, classifier, dataset, provenance, None)
-        for call in calls:
-            for protocol in dict.fromkeys(asked.protocols):
-                plan = evaluate.make_plan(
-                    call, protocol=protocol, threat=threat, normalisation=classifier.normalisation,
-                    restarts=asked.restarts, seed=asked.seed, all_exits=asked.all_exits,
-                )  # fmt: skip
-                attacked = replace(
-                    cell, perturb=str(call), threat=plan.threat, protocol=protocol, restarts=asked.restarts
-                )
-                yield _Work(attacked, classifier, dataset, provenance, plan)
+        yield name, classifier, match_classes(datasets[data, size_px], classifier)
 
 
 def _with_defaults(call: Call, asked: Bench) -> Call:
@@ -189,33 +273,62 @@ def match_classes(dataset: Dataset, classifier: Classifier) -> Dataset:
     return replace(dataset, labels=place[dataset.labels], classes=ours)
 
 
-def _run_cell(w: _Work, store: Store, device: str) -> Iterator[int]:
-    """Run the cell's missing batches, then write its outcomes and rows; yield how many samples are done."""
-    parts = store.parts(w.cell, w.provenance)
-    for batch in w.dataset.batches(w.cell.batch_size):
+def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[int]:
+    """Run the cells' missing batches, then write outcomes and rows; yield how many images are done.
+
+    All look at the same images, so each batch is made ready once.
+    """
+    parts = [store.parts(w.cell, w.provenance) for w in group]
+    clean = [_clean_predictions(w, store) for w in group]
+    for batch in group[0].dataset.batches(group[0].cell.batch_size):
         first = int(batch.index[0])
-        if first not in parts:
+        missing = [k for k, done in enumerate(parts) if first not in done]
+        if missing:
             start = time.perf_counter()
-            columns = _run_batch(w, batch, device)
-            seconds = time.perf_counter() - start
-            store.save_part(w.cell, w.provenance, first, columns, seconds)
-            parts[first] = columns, seconds
+            shown = _shown(group[0], batch, device)
+            share = (time.perf_counter() - start) / len(missing)
+        for k in missing:
+            start = time.perf_counter()
+            columns = _run_batch(group[k], batch, shown, clean[k], device)
+            seconds = time.perf_counter() - start + share
+            store.save_part(group[k].cell, group[k].provenance, first, columns, seconds)
+            parts[k][first] = columns, seconds
         yield first + len(batch.labels)
-    whole = {name: np.concatenate([parts[first][0][name] for first in sorted(parts)]) for name in parts[0][0]}
-    order = np.lexsort((whole["index"], whole["exit"]))
-    whole = {name: column[order] for name, column in whole.items()}
-    seconds = sum(part[1] for part in parts.values())
-    store.finish(w.cell, w.provenance, whole, result_rows(w, whole, seconds, device))
+    for w, done in zip(group, parts, strict=True):
+        whole = {
+            name: np.concatenate([done[first][0][name] for first in sorted(done)]) for name in done[0][0]
+        }
+        order = np.lexsort((whole["index"], whole["exit"]))
+        whole = {name: column[order] for name, column in whole.items()}
+        seconds = sum(part[1] for part in done.values())
+        store.finish(w.cell, w.provenance, whole, result_rows(w, whole, seconds, device))
 
 
-def _run_batch(w: _Work, batch: Batch, device: str) -> Columns:
-    if w.plan is None:
-        all_exits = w.cell.exits == "all"
-        return evaluate.judge_clean(w.classifier, batch, device=device, all_exits=all_exits)
-    return evaluate.attack(w.classifier, batch, w.plan, device=device)
+def _shown(w: Work, batch: Batch, device: str) -> Batch:
+    return w.corruption.shown(batch, w.cell.seed, device) if w.corruption else batch
 
 
-def result_rows(w: _Work, columns: Columns, seconds: float, device: str) -> list[Row]:
+def _clean_predictions(w: Work, store: Store) -> Any:
+    """Return what the clean cell predicted, i64 [E,N] in order, or None where there is no such cell."""
+    if w.clean_key is None or not store.has(w.clean_key):
+        return None
+    outcomes = store.outcomes(w.clean_key).sort_values(["exit", "index"])
+    return outcomes["pred"].to_numpy().reshape(outcomes["exit"].nunique(), -1)
+
+
+def _run_batch(w: Work, batch: Batch, shown: Batch, clean: Any, device: str) -> Columns:
+    all_exits = w.cell.exits == "all"
+    if w.plan is not None:
+        return evaluate.attack(w.classifier, batch, w.plan, device=device)
+    columns = evaluate.judge_clean(w.classifier, shown, device=device, all_exits=all_exits)
+    if w.corruption is None:
+        return columns
+    before = None if clean is None else clean[:, batch.index.numpy()]
+    is_ours = w.corruption.preset > 0
+    return evaluate.beside_clean(columns, shown, batch if is_ours else None, before)
+
+
+def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[Row]:
     """Return the cell's rows of results.csv, from its per-sample outcomes."""
     first_exit = columns["exit"] == columns["exit"][0]
     common = {
@@ -230,7 +343,7 @@ def result_rows(w: _Work, columns: Columns, seconds: float, device: str) -> list
     rows = []
     for exit_number in sorted(set(columns["exit"].tolist())):
         of_exit = {name: column[columns["exit"] == exit_number] for name, column in columns.items()}
-        for judge, steps, is_correct in _verdicts(w.plan, of_exit):
+        for judge, steps, is_correct in _verdicts(w, of_exit):
             estimate = wilson(int(is_correct.sum()), len(is_correct))
             rows.append(
                 {
@@ -245,14 +358,14 @@ def result_rows(w: _Work, columns: Columns, seconds: float, device: str) -> list
     return rows
 
 
-def _verdicts(plan: evaluate.Plan | None, columns: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
+def _verdicts(w: Work, columns: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
     """Yield (judge, steps, bool [N]: still correct) for every number that the cell reports."""
-    if plan is None:
-        yield "", 0, columns["clean_pred"] == columns["label"]
+    if w.plan is None:
+        yield "", 0, columns["pred"] == columns["label"]
         return
     first = columns["first_success_step"]
-    for judge in plan.protocol.judges:
-        for steps in plan.steps:
+    for judge in w.plan.protocol.judges:
+        for steps in w.plan.steps:
             if judge == "last":
                 yield judge, steps, columns[f"pred_at_{steps}"] == columns["label"]
             else:
@@ -269,9 +382,9 @@ def _estimate(estimate: Estimate) -> Row:
     }
 
 
-def _description(w: _Work, device: str) -> Row:
+def _description(w: Work, device: str) -> Row:
     """Return the columns that say what was run; those of another kind of cell stay empty."""
-    attacked = w.plan is not None
+    attacked, corruption = w.plan is not None, w.corruption or Corruption("", 0)
     call = parse_call(w.cell.perturb)
     meta = w.classifier.meta
     return {
@@ -284,7 +397,7 @@ def _description(w: _Work, device: str) -> Row:
         "split": w.dataset.split,
         "n": len(w.dataset.labels),
         "n_total": w.dataset.total,
-        "kind": "attack" if attacked else CLEAN,
+        "kind": "attack" if attacked else "corruption" if w.corruption else CLEAN,
         "attack": call.name if attacked else "",
         "norm": w.cell.threat.norm if attacked else "",
         "eps": w.cell.threat.eps if attacked else 0.0,
@@ -294,12 +407,16 @@ def _description(w: _Work, device: str) -> Row:
         "protocol": w.cell.protocol,
         "surrogate": "+".join(w.plan.protocol.surrogates) if w.plan else "",
         "seed": w.cell.seed,
-        "corruption": "",
-        "severity": 0,
+        "corruption": corruption.name,
+        "severity": corruption.severity,
+        "preset": corruption.preset,
+        "store": corruption.store if corruption.name else "",
+        "texture": corruption.texture,
         "batch_size": w.cell.batch_size,
         "device": device,
         "torch": torch.__version__,
         "robustglimpse": robustglimpse.__version__,
+        "cell": w.cell.key,
     }
 
 
@@ -314,12 +431,12 @@ def _gmacs(classifier: Classifier, size_px: int) -> tuple[float, ...]:
     return cost.gmacs_per_exit(architecture, size_px) if architecture is not None else ()
 
 
-def _failed_row(w: _Work, device: str, error: Exception) -> Row:
+def _failed_row(w: Work, device: str, error: Exception) -> Row:
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return {**_description(w, device), "status": "failed", "error": text}
 
 
-def _run_info(asked: Bench, work: Sequence[_Work], device: str, command: str) -> dict[str, Any]:
+def run_info(asked: Any, work: Sequence[Work], device: str, command: str) -> dict[str, Any]:
     """Return what run.json tells of a run: the command, versions, the hashes of weights and data."""
     import platform
 

@@ -26,7 +26,9 @@ from robustglimpse.records import RESULT_COLUMNS, SCHEMA, Cell, UserError
 
 Columns = dict[str, NDArray[np.generic]]
 Row = dict[str, Any]
-SORT_BY = ["model", "kind", "attack", "norm", "eps", "protocol", "judge", "exit", "steps"]
+SORT_BY = [
+    "model", "kind", "attack", "norm", "eps", "protocol", "judge", "corruption", "severity", "exit", "steps",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Store:
             return False
         record = json.loads(path.read_text())
         return bool(record["provenance"] == asdict(provenance) and record["schema"] == SCHEMA)
+
+    def has(self, key: str) -> bool:
+        """Return whether a cell with that key is done."""
+        return (self.root / "cells" / f"{key}.json").exists()
 
     def parts(self, cell: Cell, provenance: Provenance) -> dict[int, tuple[Columns, float]]:
         """Return the finished batches of a cell under way: first index -> (columns, seconds)."""

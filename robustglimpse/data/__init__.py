@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class DatasetRow:
     default_split: str
     needs: str
     summary: str
+    is_corrupted: bool = False
 
 
 DATASETS: dict[str, DatasetRow] = {
@@ -47,6 +49,21 @@ DATASETS: dict[str, DatasetRow] = {
         "robustglimpse.data.folders:cifar10", "10", 32, "test",
         "--data-dir: its python or binary batches (or --download)",
         "CIFAR-10",
+    ),
+    "imagenet-c": DatasetRow(
+        "robustglimpse.data:_imagenet_c", "its folders", 224, "",
+        "--data-dir: CORRUPTION/SEVERITY/WNID/ below it",
+        "ImageNet-C, or any set in its layout", True,
+    ),
+    "tiny-imagenet-c": DatasetRow(
+        "robustglimpse.data:_tiny_imagenet_c", "its folders", 64, "",
+        "--data-dir: CORRUPTION/SEVERITY/WNID/ below it",
+        "Tiny-ImageNet-C", True,
+    ),
+    "cifar10-c": DatasetRow(
+        "robustglimpse.data:_cifar10_c", "10", 32, "",
+        "--data-dir: CORRUPTION.npy and labels.npy",
+        "CIFAR-10-C", True,
     ),
 }  # fmt: skip
 
@@ -132,3 +149,15 @@ def _glimpse_digits(*, split: str, limit: int | None, **_: Any) -> Dataset:
         raise UserError(f"glimpse-digits has the splits {', '.join(digits.COUNTS)}, not {split!r}")
     images, labels = digits.draw(split, limit=limit)
     return Dataset("glimpse-digits", split, images, labels, digits.CLASSES, digits.COUNTS[split])
+
+
+def _precomputed(name: str, **options: Any) -> Dataset:
+    from robustglimpse.data.precomputed import by_split
+
+    options.pop("download")
+    return by_split(name, **options)
+
+
+_imagenet_c = partial(_precomputed, "imagenet-c")
+_tiny_imagenet_c = partial(_precomputed, "tiny-imagenet-c")
+_cifar10_c = partial(_precomputed, "cifar10-c")

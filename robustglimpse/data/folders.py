@@ -72,7 +72,7 @@ def _tiny_split(source: Source, split: str, limit: int | None, size_px: int) -> 
         samples = _tiny_val(source, names)
     else:
         raise UserError(f"tiny-imagenet has labelled splits train and val, not {split!r}")
-    return _decode(source, "tiny-imagenet", split, samples, classes, limit, _exactly(size_px))
+    return decode(source, "tiny-imagenet", split, samples, classes, limit, _exactly(size_px))
 
 
 def _tiny_val(source: Source, names: Sequence[str]) -> list[Sample]:
@@ -106,7 +106,7 @@ def image_folder(
         raise UserError(f"{root}: expected one folder of images for each class in it, found no image")
     classes = tuple(sorted({s.wnid for s in samples}))
     name = f"imagefolder:{root.resolve().name}"
-    return _decode(source, name, split, samples, classes, limit, _resize_crop(size_px))
+    return decode(source, name, split, samples, classes, limit, _resize_crop(size_px))
 
 
 def cifar10(*, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool) -> Dataset:
@@ -116,7 +116,7 @@ def cifar10(*, split: str, data_dir: Path | None, limit: int | None, size_px: in
     path = _archive_or_folder(data_dir, "cifar10", CIFAR10_URL, CIFAR10_HASH, download)
     with closing(_open_source(path)) as source:
         x, y = _cifar_split(source, split)
-    order = _class_mixed(y)[:limit]
+    order = class_mixed(y)[:limit]
     return Dataset("cifar10", split, x[order], y[order], CIFAR10_CLASSES, len(y))
 
 
@@ -283,7 +283,7 @@ def cache_dir() -> Path:
     return Path(chosen) if chosen else user_cache_path("robustglimpse")
 
 
-def _class_mixed(labels: NDArray[np.int64]) -> NDArray[np.intp]:
+def class_mixed(labels: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return the order that takes the first of every class, then the second: any prefix is balanced."""
     rank = np.empty(len(labels), np.int64)
     for k in np.unique(labels):
@@ -291,7 +291,7 @@ def _class_mixed(labels: NDArray[np.int64]) -> NDArray[np.intp]:
     return np.lexsort((labels, rank))
 
 
-def _decode(
+def decode(
     source: Source,
     name: str,
     split: str,
@@ -310,7 +310,7 @@ def _decode(
             f"{source.path}: {unknown.path} is of class {unknown.wnid}, which has no train folder"
         )
     labels = np.array([classes.index(s.wnid) for s in samples], np.int64)
-    order = _class_mixed(labels)[:limit]
+    order = class_mixed(labels)[:limit]
     tag, transform = prepare
     listing = "\n".join(samples[i].path for i in order)
     key = hashlib.sha256(f"{source.stamp()}\n{tag}\n{listing}".encode()).hexdigest()[:24]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from robustglimpse.corruptions import CORRUPTIONS
+from robustglimpse.report.table2 import SHORT, Table2
 from robustglimpse.report.tables import headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 # Okabe & Ito's palette: told apart by readers with any colour vision, and by marker in grey print.
 FAMILY_STYLES = {
@@ -83,6 +88,71 @@ def _steps_panel(panel: Axes, rows: pd.DataFrame) -> None:
     panel.set_axisbelow(True)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
+
+
+def table2_heatmap(table: Table2) -> Figure:
+    """Return Table 2 as a heat map: a row per model and exit, a column per corruption, in percent."""
+    from matplotlib.figure import Figure
+
+    columns = ["clean", "average", *table.corruptions]
+    accuracy = 100 * table.values[columns].to_numpy(float)
+    figure = Figure(figsize=(0.62 * len(columns) + 3.2, 0.42 * len(accuracy) + 1.6), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(accuracy, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for (y, x), value in np.ndenumerate(accuracy):
+        if not np.isnan(value):
+            is_best = columns[x] in table.is_best and bool(table.is_best[columns[x]].iloc[y])
+            panel.text(
+                x, y, f"{value:.0f}", ha="center", va="center", fontsize=8.5,
+                color="black" if value > 55 else "white", weight="bold" if is_best else "normal",
+            )  # fmt: skip
+    titles = ["Clean", "Average", *(SHORT[name] for name in table.corruptions)]
+    panel.set_xticks(range(len(columns)), titles, rotation=45, ha="left", rotation_mode="anchor")
+    panel.xaxis.tick_top()
+    rows = table.values[["model", "glimpses"]].itertuples(index=False)
+    panel.set_yticks(range(len(accuracy)), [f"{model}, exit {exit_number}" for model, exit_number in rows])
+    panel.tick_params(length=0)
+    families = [CORRUPTIONS[name].family for name in table.corruptions]
+    for x in range(len(columns) - 1):
+        if x < 2 or families[x - 2] != families[x - 1]:
+            panel.axvline(x + 0.5, color="white", linewidth=2.5)
+    for side in panel.spines.values():
+        side.set_visible(False)
+    figure.colorbar(image, ax=panel, label="accuracy (%)", pad=0.01, fraction=0.03)
+    return figure
+
+
+def corruption_sheet(
+    pictures: Mapping[tuple[str, int], NDArray[np.uint8]], clean: NDArray[np.uint8]
+) -> Figure:
+    """Return one image under corruptions, a row each, severity growing to the right, clean at the left.
+
+    pictures: (corruption, severity) -> u8 [H,W,3].  clean: u8 [H,W,3].
+    """
+    from matplotlib.figure import Figure
+
+    rows = list(dict.fromkeys(name for name, _ in pictures))
+    severities = sorted({severity for _, severity in pictures})
+    figure = Figure(figsize=(1.25 * (len(severities) + 1) + 1.3, 1.25 * len(rows) + 0.4))
+    panels = figure.subplots(
+        len(rows), len(severities) + 1, squeeze=False,
+        gridspec_kw={
+            "wspace": 0.03, "hspace": 0.03, "left": 0.15, "right": 0.995, "top": 0.98, "bottom": 0.005,
+        },
+    )  # fmt: skip
+    for y, name in enumerate(rows):
+        panels[y, 0].imshow(clean, interpolation="nearest")
+        panels[y, 0].set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
+        for x, severity in enumerate(severities, 1):
+            panels[y, x].imshow(pictures[name, severity], interpolation="nearest")
+    for x, title in enumerate(["clean", *map(str, severities)]):
+        panels[0, x].set_title(title, fontsize=8, pad=2)
+    for panel in panels.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+        for side in panel.spines.values():
+            side.set_visible(False)
+    return figure
 
 
 def render(figure: Figure, file_format: str) -> bytes:

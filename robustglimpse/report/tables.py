@@ -55,7 +55,7 @@ def steps_table(results: pd.DataFrame) -> str:
         names = [str(model), *([str(exit_number)] if several else []), f"{attack} {eps}", str(protocol)]
         cells = [_cell(by_steps, k) for k in counts]
         lines.append([*names, _cell(clean, (model, exit_number)), *cells])
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _cell(frame: pd.DataFrame, key: Hashable) -> str:
@@ -66,7 +66,7 @@ def _cell(frame: pd.DataFrame, key: Hashable) -> str:
     return percent(accuracy, low, high)
 
 
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return an aligned Markdown table."""
     widths = [max(len(str(row[i])) for row in [header, *lines]) for i in range(len(header))]
     rule = ["-" * width for width in widths]

@@ -1,0 +1,275 @@
+"""The paper's Table 2 and what is told beside it: accuracy under corruptions, per network and exit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustglimpse.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, names
+from robustglimpse.records import UserError
+from robustglimpse.report.tables import markdown
+from robustglimpse.stats import (
+    ALEXNET_CLEAN_ERROR,
+    ALEXNET_ERROR,
+    holm,
+    mean_corruption_error,
+    paired_p_value,
+)
+
+PAPER = Path(__file__).with_name("paper") / "table2.csv"
+SIGNIFICANCE = 0.05
+SHORT = {
+    "gaussian_noise": "Gauss.", "shot_noise": "Shot", "impulse_noise": "Impulse",
+    "defocus_blur": "Defocus", "glass_blur": "Glass", "motion_blur": "Motion", "zoom_blur": "Zoom",
+    "snow": "Snow", "frost": "Frost", "fog": "Fog", "brightness": "Bright", "contrast": "Contrast",
+    "elastic_transform": "Elastic", "pixelate": "Pixel", "jpeg_compression": "JPEG",
+    "speckle_noise": "Speckle", "gaussian_blur": "G. blur", "spatter": "Spatter", "saturate": "Saturate",
+}  # fmt: skip
+LABELS = {"model": "Model", "glimpses": "T", "gmacs": "GMACs", "clean": "Clean", "average": "Average"}
+
+
+@dataclass(frozen=True)
+class Table2:
+    """Accuracies as fractions, a row per model and glimpses used; NaN where cells are missing.
+
+    values: columns model, glimpses, gmacs, clean, average (over the 15, extras aside), then the
+        corruptions in the paper's order.
+    is_best: bool, the same rows, for average and the corruptions: not significantly below the highest.
+    """
+
+    values: pd.DataFrame
+    is_best: pd.DataFrame
+
+    @property
+    def corruptions(self) -> list[str]:
+        """The corruptions it has columns for."""
+        return [name for name in self.values.columns if name in CORRUPTIONS]
+
+
+def table2(results: pd.DataFrame, correct: pd.DataFrame) -> Table2:
+    """Return Table 2 of results; correct (sweep.correctness) decides what may stand out as best.
+
+    An accuracy is the mean over the severities in results; the average is that of the corruptions.
+    """
+    rows = results[results["status"] == "ok"]
+    corrupted = rows[rows["kind"] == "corruption"]
+    severities = corrupted["severity"].nunique()
+    cells = corrupted.groupby(["model", "exit", "corruption"])["accuracy"].agg(["mean", "count"])
+    means = cells["mean"].where(cells["count"] == severities).unstack("corruption")
+    columns = [name for name in names(extras=True) if name in means.columns]
+    means = means[columns]
+    means.insert(0, "average", means[_averaged(columns)].mean(axis=1, skipna=False))
+    clean = rows[rows["kind"] == "clean"].drop_duplicates(["model", "exit"]).set_index(["model", "exit"])
+    means.insert(0, "clean", clean["accuracy"].reindex(means.index))
+    gmacs = corrupted.drop_duplicates(["model", "exit"]).set_index(["model", "exit"])
+    means.insert(0, "gmacs", gmacs["gmacs"].reindex(means.index))
+    order = gmacs.reset_index().sort_values(["backbone", "family", "model", "exit"], kind="stable")
+    means = means.reindex(pd.MultiIndex.from_frame(order[["model", "exit"]]))
+    is_best = _best(means, correct, columns)
+    values = means.reset_index().rename(columns={"exit": "glimpses"})
+    return Table2(values, is_best.reset_index(drop=True))
+
+
+def _averaged(columns: Sequence[str]) -> list[str]:
+    """Return the columns that the average is over: the 15, or the extras where there are no others."""
+    usual = [name for name in columns if not CORRUPTIONS[name].extra]
+    return usual or list(columns)
+
+
+def _best(means: pd.DataFrame, correct: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return which rows of each column are not significantly worse than its highest.
+
+    Paired over images (Student's t), all comparisons of a column corrected together (Holm).
+    """
+    is_best = pd.DataFrame(False, index=means.index, columns=["average", *columns])
+    if correct.empty or len(means) < 2:
+        return is_best
+    for column in is_best:
+        of = [str(column)] if column != "average" else _averaged(columns)
+        scores = correct[correct.index.get_level_values("corruption").isin(of)]
+        per_image = scores.groupby(level=["model", "exit"]).mean()
+        present = [key for key in means.index if not np.isnan(means.loc[key, column])]
+        if not present:
+            continue
+        highest = max(present, key=lambda key: float(means.loc[key, column]))
+        others = [key for key in present if key != highest]
+        best = per_image.loc[highest].to_numpy()
+        p_values = holm([paired_p_value(best, per_image.loc[key].to_numpy()) for key in others])
+        is_best.loc[[highest], column] = True
+        for key, p in zip(others, p_values, strict=True):
+            is_best.loc[[key], column] = p >= SIGNIFICANCE
+    return is_best
+
+
+def paper_rows() -> pd.DataFrame:
+    """Return the published Table 2 in the form of Table2.values, accuracies as fractions."""
+    published = pd.read_csv(PAPER)
+    out = published[list(names())] / 100
+    out.insert(0, "average", published["average"] / 100)
+    out.insert(0, "clean", np.nan)
+    out.insert(0, "gmacs", published["gflops"])
+    out.insert(0, "glimpses", published["glimpses"])
+    out.insert(0, "model", "paper: " + published["network"] + " " + published["backbone"])
+    return out
+
+
+def to_markdown(table: Table2, *, paper: bool = False) -> str:
+    """Return the table in percent, the best in bold; paper: the published rows below."""
+    header = [*LABELS.values(), *(SHORT[name] for name in table.corruptions)]
+    lines = _lines(table, lambda text: f"**{text}**")
+    if paper:
+        lines += _lines(_published(table), lambda text: text)
+    return markdown(header, lines)
+
+
+def to_latex(table: Table2, *, paper: bool = False) -> str:
+    """Return the table for LaTeX with booktabs, corruptions under their families."""
+    shown = table.corruptions
+    families = [(f, [n for n in shown if CORRUPTIONS[n].family == f]) for f in FAMILIES]
+    shown = [name for _, members in families for name in members]
+    table = Table2(table.values[[*LABELS, *shown]], table.is_best[["average", *shown]])
+    spans, rules, at = [], [], len(LABELS) + 1
+    for family, members in families:
+        if members:
+            spans.append(rf"\multicolumn{{{len(members)}}}{{c}}{{{family.title()}}}")
+            rules.append(rf"\cmidrule(lr){{{at}-{at + len(members) - 1}}}")
+            at += len(members)
+    lines = _lines(table, lambda text: rf"\textbf{{{text}}}")
+    blocks = [lines, _lines(_published(table), lambda text: text)] if paper else [lines]
+    body: list[str] = []
+    for k, block in enumerate(blocks):
+        body += [r"\midrule"] if k else []
+        body += [" & ".join(cell.replace("_", r"\_") for cell in line) + r" \\" for line in block]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{lr{'r' * (len(LABELS) - 2 + len(shown))}}}",
+            r"\toprule",
+            "&" * (len(LABELS) - 1) + " & " + " & ".join(spans) + r" \\",
+            " ".join(rules),
+            " & ".join([*LABELS.values(), *(SHORT[name] for name in shown)]) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def to_csv(table: Table2, *, paper: bool = False) -> str:
+    """Return the table as fractions; is_best holds the columns that would be bold."""
+    values = table.values.copy()
+    values["is_best"] = [" ".join(c for c, b in row.items() if b) for row in _records(table.is_best)]
+    if paper:
+        values = pd.concat([values, _published(table).values], ignore_index=True)
+    return values.to_csv(index=False, float_format="%.6g")
+
+
+def _published(table: Table2) -> Table2:
+    rows = paper_rows().reindex(columns=table.values.columns)
+    return Table2(rows, pd.DataFrame(False, index=rows.index, columns=table.is_best.columns))
+
+
+def _lines(table: Table2, bold: Callable[[str], str]) -> list[list[str]]:
+    """Return the rows as text; bold marks what is best."""
+    lines = []
+    for (_, row), (_, best) in zip(table.values.iterrows(), table.is_best.iterrows(), strict=True):
+        line = [
+            str(row["model"]),
+            str(int(row["glimpses"])),
+            _number(row["gmacs"], 4),
+            _percent(row["clean"]),
+        ]
+        for column in table.is_best:
+            text = _percent(row[column])
+            line.append(bold(text) if best[column] else text)
+        lines.append(line)
+    return lines
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if np.isnan(value) else f"{value:.{digits}g}"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What mCE divides by: mean errors over severities by corruption, and the clean error (NaN: unknown)."""
+
+    name: str
+    errors: Mapping[str, float]
+    severities: tuple[int, ...]
+    clean_error: float
+
+
+def alexnet() -> Baseline:
+    """Return AlexNet on ImageNet-C; it fits nothing but 1000-class ImageNet at 224 px."""
+    return Baseline("AlexNet", ALEXNET_ERROR, SEVERITIES, ALEXNET_CLEAN_ERROR)
+
+
+def baseline_from(results: pd.DataFrame, *, where: str) -> Baseline:
+    """Return the last exit of the one model in results as a baseline. Raises UserError if there are more."""
+    rows = results[results["status"] == "ok"]
+    corrupted = rows[rows["kind"] == "corruption"]
+    models = list(dict.fromkeys(corrupted["model"]))
+    if len(models) != 1:
+        raise UserError(
+            f"{where}: a baseline must hold the corruptions of one model, got {', '.join(models) or 'none'}"
+        )
+    corrupted = corrupted[corrupted["exit"] == corrupted["exit"].max()]
+    clean = rows[(rows["kind"] == "clean") & (rows["exit"] == corrupted["exit"].max())]
+    errors = 1 - corrupted.groupby("corruption")["accuracy"].mean()
+    return Baseline(
+        models[0],
+        {str(name): float(error) for name, error in errors.items()},
+        tuple(sorted(int(s) for s in corrupted["severity"].unique())),
+        float(1 - clean["accuracy"].iloc[0]) if len(clean) else float("nan"),
+    )
+
+
+def summary(results: pd.DataFrame, baseline: Baseline | None) -> pd.DataFrame:
+    """Return per model and exit: clean accuracy, mean accuracy in all and per family, mCE, relative mCE.
+
+    mCE is NaN without a baseline, and where the baseline has other severities or lacks a corruption.
+    """
+    table = table2(results, pd.DataFrame())
+    values, columns = table.values, _averaged(table.corruptions)
+    out = values[["model", "glimpses", "gmacs", "clean", "average"]].copy()
+    for family in FAMILIES:
+        members = [name for name in columns if CORRUPTIONS[name].family == family]
+        out[family] = values[members].mean(axis=1, skipna=False) if members else np.nan
+    corrupted = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
+    severities = tuple(sorted(int(s) for s in corrupted["severity"].unique()))
+    out["mce"] = out["relative_mce"] = np.nan
+    fits = baseline is not None and baseline.severities == severities and set(columns) <= set(baseline.errors)
+    if baseline is None or not fits:
+        return out
+    for at, row in enumerate(_records(values)):
+        errors = {name: 1 - float(row[name]) for name in columns}
+        if any(np.isnan(list(errors.values()))):
+            continue
+        out.loc[at, "mce"] = mean_corruption_error(errors, baseline.errors)
+        if not np.isnan([row["clean"], baseline.clean_error]).any():
+            out.loc[at, "relative_mce"] = mean_corruption_error(
+                errors, baseline.errors, clean=1 - row["clean"], baseline_clean=baseline.clean_error
+            )
+    return out
+
+
+def summary_markdown(frame: pd.DataFrame) -> str:
+    """Return summary() in percent."""
+    header = [
+        "Model", "T", "GMACs", "Clean", "Mean", *(f.title() for f in FAMILIES), "mCE", "Relative mCE",
+    ]  # fmt: skip
+    lines = []
+    for row in _records(frame):
+        first = [str(row["model"]), str(int(row["glimpses"])), _number(row["gmacs"], 4)]
+        lines.append([*first, *(_percent(row[str(c)]) for c in frame.columns[3:])])
+    return markdown(header, lines)

@@ -1,0 +1,195 @@
+"""Models x corruptions x severities: the cells of Table 2, planned, run and read back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES, check_choices, names, preset_for
+from robustglimpse.corruptions.weather import frost_source
+from robustglimpse.data import DATASETS, Dataset
+from robustglimpse.data.precomputed import find_cell, load_cell
+from robustglimpse.models import load_model
+from robustglimpse.records import Cell, Classifier, Threat
+from robustglimpse.registry import Call
+from robustglimpse.runner import (
+    CLEAN,
+    Corruption,
+    Work,
+    choose_device,
+    load_pairs,
+    match_classes,
+    run_all,
+    run_info,
+)
+from robustglimpse.store import Provenance, Store
+
+UNTOUCHED = Threat("linf", 0.0)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `robustglimpse corruptions` is asked for; every field is also a flag.
+
+    corruptions: names; () for the 15 of the paper.  extras: add the 4 others to those.
+    preset: whose constants, 32, 64 or 224; by the images' size when None.
+    store: "jpeg85" adds the JPEG that the published sets were saved in.
+    data: a data set to corrupt, or one that is saved corrupted ("imagenet-c"); None takes the one that
+        the models were trained on.
+    """
+
+    models: tuple[str, ...]
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[int, ...] = SEVERITIES
+    extras: bool = False
+    preset: int | None = None
+    store: str = "exact"
+    frost_dir: Path | None = None
+    data: str | None = None
+    split: str | None = None
+    data_dir: Path | None = None
+    size_px: int | None = None
+    download: bool = False
+    limit: int | None = None
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "auto"
+    all_exits: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The corruptions asked for, in the paper's order."""
+        chosen = self.corruptions or names(extras=self.extras)
+        return tuple(name for name in CORRUPTIONS if name in chosen)
+
+
+def sweep_corruptions(asked: Sweep, out: Path, *, command: str = "") -> pd.DataFrame:
+    """Run every cell that out does not hold yet; return the rows asked for, as in out/results.csv.
+
+    Each model is judged on the clean images and on every corruption at every severity, at every exit
+    from one pass.  Images are decoded once and corrupted once for all models.  Raises UserError for what
+    cannot be asked, before anything is run.
+    """
+    check_choices(corruptions=asked.corruptions, preset=asked.preset, store=asked.store)
+    for severity in asked.severities:
+        check_choices(severity=severity)
+    device = choose_device(asked.device)
+    is_saved = asked.data in DATASETS and DATASETS[str(asked.data)].is_corrupted
+    groups = list(_saved_groups(asked, device) if is_saved else _own_groups(asked, device))
+    work = [w for group in groups for w in group]
+    store = Store(out)
+    store.add_run(run_info(asked, work, device, command))
+    failed = run_all(groups, store, device, title="corruptions")
+    return store.results({w.cell.key for w in work}, failed)
+
+
+def _own_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
+    """Yield the clean cells, then for every corruption and severity the cells that see the same images."""
+    clean = [_clean_work(asked, *pair) for pair in load_pairs(asked, device)]
+    alike: dict[str, list[Work]] = {}
+    for w in clean:
+        alike.setdefault(w.provenance.data_sha256, []).append(w)
+    yield from alike.values()
+    for name in asked.names:
+        for severity in sorted(set(asked.severities)):
+            for group in alike.values():
+                preset = asked.preset or preset_for(*group[0].dataset.images.shape[2:])
+                texture = frost_source(asked.frost_dir) if name == "frost" else ""
+                corruption = Corruption(name, severity, preset, asked.store, texture, asked.frost_dir)
+                yield [_corrupted(w, corruption, asked.seed) for w in group]
+
+
+def _clean_work(asked: Sweep, name: str, classifier: Classifier, dataset: Dataset) -> Work:
+    cell = Cell(
+        model=name, data=asked.data or classifier.meta["dataset"], split=dataset.split,
+        perturb=CLEAN, threat=UNTOUCHED, protocol="", restarts=1, limit=asked.limit,
+        batch_size=asked.batch_size, seed=0, exits="all" if asked.all_exits else "last",
+    )  # fmt: skip
+    return Work(cell, classifier, dataset, Provenance(classifier.sha256, dataset.fingerprint))
+
+
+def _corrupted(clean: Work, corruption: Corruption, seed: int) -> Work:
+    options: dict[str, Any] = {"severity": corruption.severity, "preset": corruption.preset}
+    options["store"] = corruption.store
+    if corruption.texture:
+        options["texture"] = corruption.texture
+    call = Call(corruption.name, tuple(sorted(options.items())))
+    cell = replace(clean.cell, perturb=str(call), seed=seed)
+    return replace(clean, cell=cell, corruption=corruption, clean_key=clean.cell.key)
+
+
+def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
+    """Yield a group per cell of a set that is saved corrupted; all cells must be there."""
+    data = str(asked.data)
+    cells = [(name, severity) for name in asked.names for severity in sorted(set(asked.severities))]
+    for name, severity in cells:
+        find_cell(data, asked.data_dir, name, severity)
+    classifiers = {model: load_model(model, device=device) for model in asked.models}
+    for name, severity in cells:
+        corruption = Corruption(name, severity, store="as saved")
+        for model, classifier in classifiers.items():
+            yield [_saved_work(asked, model, classifier, corruption)]
+
+
+def _saved_work(asked: Sweep, model: str, classifier: Classifier, corruption: Corruption) -> Work:
+    dataset, left_out = load_cell(
+        str(asked.data), corruption=corruption.name, severity=corruption.severity, data_dir=asked.data_dir,
+        limit=asked.limit, known=classifier.classes, size_px=asked.size_px or classifier.size_px,
+    )  # fmt: skip
+    if left_out:
+        print(
+            f"{dataset.name} {dataset.split}: {len(left_out)} of its classes are not {model}'s "
+            f"({left_out[0]}, ...); their images are left out",
+            file=sys.stderr,
+        )
+    work = _clean_work(asked, model, classifier, match_classes(dataset, classifier))
+    call = Call(corruption.name, (("severity", corruption.severity),))
+    return replace(work, cell=replace(work.cell, perturb=str(call)), corruption=corruption)
+
+
+def correctness(results: pd.DataFrame, store: Store) -> pd.DataFrame:
+    """Return what each exit left right, f64: a row per model, exit and corruption, a column per image.
+
+    The value is the image's mean over the severities in results: what paired comparisons need.
+    """
+    rows = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
+    sums: dict[tuple[str, int, str], list[NDArray[Any]]] = {}
+    for (model, name, key), _ in rows.groupby(["model", "corruption", "cell"], sort=False):
+        for exit_number, part in store.outcomes(str(key)).groupby("exit"):
+            ordered = part.sort_values("index")
+            is_right = (ordered["pred"] == ordered["label"]).to_numpy(np.float64)
+            sums.setdefault((str(model), int(str(exit_number)), str(name)), []).append(is_right)
+    index = pd.MultiIndex.from_tuples(list(sums), names=["model", "exit", "corruption"])
+    whole = {len(part) for parts in sums.values() for part in parts}
+    if len(whole) != 1:  # sets that leave out different classes cannot be paired
+        return pd.DataFrame(index=index[:0])
+    return pd.DataFrame([np.mean(parts, axis=0) for parts in sums.values()], index=index)
+
+
+def sheet(
+    asked: Sequence[str], image: NDArray[np.uint8], *, preset: int | None, frost_dir: Path | None, seed: int
+) -> dict[tuple[str, int], NDArray[np.uint8]]:
+    """Return one image u8 [3,H,W] under every corruption asked for, at every severity, u8 [H,W,3] each."""
+    import torch
+
+    from robustglimpse.corruptions import corrupt
+    from robustglimpse.rng import KeyedDraws
+
+    batch, draws = (
+        torch.from_numpy(np.array(image))[None],
+        KeyedDraws(seed, torch.zeros(1, dtype=torch.int64)),
+    )
+    return {
+        (name, severity): corrupt(batch, name, severity, draws=draws, preset=preset, frost_dir=frost_dir)[0]
+        .permute(1, 2, 0)
+        .numpy()
+        for name in asked
+        for severity in SEVERITIES
+    }
