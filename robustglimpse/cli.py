@@ -32,11 +32,25 @@ class NormChoice(StrEnum):
     l2 = "l2"
 
 
+class StoreChoice(StrEnum):
+    """How corrupted images are kept."""
+
+    exact = "exact"
+    jpeg85 = "jpeg85"
+
+
+class Verified(StrEnum):
+    """What can be verified."""
+
+    corruptions = "corruptions"
+
+
 class Listing(StrEnum):
     """What can be listed."""
 
     models = "models"
     attacks = "attacks"
+    corruptions = "corruptions"
     data = "data"
     protocols = "protocols"
     recipes = "recipes"
@@ -145,14 +159,205 @@ def bench(
         raise typer.Exit(1)
 
 
-def _steps(text: str) -> tuple[int, ...]:
-    """Return the step counts in "1,2,4"."""
+def _steps(text: str, what: str = "steps", example: str = "--steps 1,2,4,8,16") -> tuple[int, ...]:
+    """Return the whole numbers in "1,2,4"."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(
-            f"steps must be whole numbers with commas between, got {text!r}; try --steps 1,2,4,8,16"
+            f"{what} must be whole numbers with commas between, got {text!r}; try {example}"
         ) from None
+
+
+@app.command()
+def corruptions(
+    model: Annotated[
+        list[str] | None, typer.Option(help="A name from `list models`, or a .safetensors file. Repeatable.")
+    ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(help="A name from `list corruptions`. Repeatable.  [default: the 15 of the paper]"),
+    ] = None,
+    severity: Annotated[str, typer.Option(help="Severities, from 1 to 5.")] = "1,2,3,4,5",
+    extras: Annotated[bool, typer.Option("--extras", help="The 4 extra corruptions as well.")] = False,
+    preset: Annotated[
+        int | None,
+        typer.Option(help="Whose constants: 32 (CIFAR), 64 (Tiny ImageNet), 224.  [default: by size]"),
+    ] = None,
+    store: Annotated[
+        StoreChoice, typer.Option(help="jpeg85 adds the JPEG that the published sets were saved in.")
+    ] = StoreChoice.exact,
+    frost_dir: Annotated[
+        Path | None,
+        typer.Option(help="Frost textures.  [default: an installed imagecorruptions', else our own]"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="A set to corrupt, or one saved corrupted: imagenet-c, tiny-imagenet-c, cifar10-c.  "
+            "[default: the model's own]"
+        ),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="The data set's archive or folder.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split.  [default: the data set's test split]")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images of an image folder, px.  [default: the model's own]"),
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the public files of --data.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="Use so many images, of all classes.  [default: all]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time; results do not depend on it.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="For mCE: alexnet (1000-class ImageNet at 224 px only), or a results.csv."),
+    ] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The published rows below ours.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw one image under every corruption into this file, and stop.")
+    ] = None,
+    sheet_index: Annotated[int, typer.Option(help="Which image of the data set the sheet shows.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Results directory; what is already in it is not run again.")
+    ] = Path("runs/corruptions"),
+) -> None:
+    """Judge models under 15 corruptions x 5 severities and write Table 2.
+
+    Examples:
+
+        robustglimpse corruptions --model mgnet-r18 --model ffnet-r18
+
+        robustglimpse corruptions --model mgnet-r18 --corruption fog --corruption snow --severity 3,5
+
+        robustglimpse corruptions --model mine.safetensors --data imagenet-c --data-dir ImageNet-C
+
+        robustglimpse corruptions --sheet sheet.png
+    """
+    from robustglimpse.sweep import Sweep
+
+    asked = Sweep(
+        models=tuple(model or ()), corruptions=tuple(corruption or ()),
+        severities=_steps(severity, "severity", "--severity 1,2,3,4,5"), extras=extras, preset=preset,
+        store=store.value, frost_dir=frost_dir, data=data, split=split, data_dir=data_dir, size_px=size,
+        download=download, limit=limit, batch_size=batch_size, seed=seed, device=device,
+    )  # fmt: skip
+    if sheet is not None:
+        _draw_sheet(asked, sheet, sheet_index)
+        return
+    if not model:
+        raise UserError("name a model with --model (list them: robustglimpse list models), or a --sheet")
+    _run_sweep(asked, out, baseline, paper)
+
+
+def _draw_sheet(asked: Any, path: Path, index: int) -> None:
+    from robustglimpse.report import figures
+    from robustglimpse.store import write_file
+    from robustglimpse.sweep import sheet
+
+    if path.suffix not in (".png", ".svg"):
+        raise UserError(f"--sheet must end in .png or .svg, got {str(path)!r}")
+    figure = figures.corruption_sheet(*sheet(asked, index))
+    write_file(path, figures.render(figure, path.suffix[1:]))
+    print(path)
+
+
+def _run_sweep(asked: Any, out: Path, baseline: str | None, paper: bool) -> None:
+    from robustglimpse.report import figures, table2
+    from robustglimpse.store import Store
+    from robustglimpse.sweep import correctness, misfit, read_baseline, sweep_corruptions
+
+    divisor = read_baseline(baseline)
+    results = sweep_corruptions(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
+    if (results["status"] == "ok").any():
+        reason = misfit(divisor, results) if divisor else ""
+        store = Store(out)
+        table = table2.table2(results, correctness(results, store))
+        summary = table2.summary(results, None if reason else divisor)
+        for name, text in (
+            ("table2.md", table2.to_markdown(table, paper=paper)),
+            ("table2.tex", table2.to_latex(table, paper=paper)),
+            ("table2.csv", table2.to_csv(table, paper=paper)),
+            ("summary.csv", summary.to_csv(index=False, float_format="%.6g")),
+        ):
+            store.write_text(name, text)
+        figure = figures.table2_heatmap(table)
+        for name in ("png", "svg"):
+            store.write_figure(f"table2.{name}", figures.render(figure, name))
+        print(table2.to_markdown(table, paper=paper), table2.summary_markdown(summary), sep="\n\n")
+        if reason:
+            print(f"mCE: {reason}", file=sys.stderr)
+    print("", *(out / name for name in ("results.csv", "table2.md", "table2.png")), sep="\n")
+    if (results["status"] != "ok").any():
+        raise typer.Exit(1)
+
+
+@app.command()
+def corrupt(
+    source: Annotated[Path, typer.Argument(help="A folder of class folders of images.")],
+    target: Annotated[Path, typer.Argument(help="Where CORRUPTION/SEVERITY/CLASS/NAME is written.")],
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(help="A name from `list corruptions`. Repeatable.  [default: the 15 of the paper]"),
+    ] = None,
+    severity: Annotated[str, typer.Option(help="Severities, from 1 to 5.")] = "1,2,3,4,5",
+    size: Annotated[
+        int, typer.Option(help="Resize to 8/7 of it and crop its centre, px; 0 leaves images as they are.")
+    ] = 224,
+    preset: Annotated[
+        int | None, typer.Option(help="Whose constants: 32, 64 or 224.  [default: by size]")
+    ] = None,
+    store: Annotated[
+        StoreChoice, typer.Option(help="jpeg85 as the published sets were saved, exact for lossless PNG.")
+    ] = StoreChoice.jpeg85,
+    frost_dir: Annotated[
+        Path | None,
+        typer.Option(help="Frost textures.  [default: an installed imagecorruptions', else our own]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
+) -> None:
+    """Write a corrupted copy of an image folder, in the layout of ImageNet-C, for any tool to read.
+
+    The same command goes on after a stop.
+
+    Example:
+
+        robustglimpse corrupt photos photos-c --corruption fog --severity 3
+    """
+    from robustglimpse.export import Export, corrupt_folder
+
+    asked = Export(
+        corruptions=tuple(corruption or ()), severities=_steps(severity, "severity", "--severity 1,2,3,4,5"),
+        size_px=size or None, preset=preset, store=store.value, frost_dir=frost_dir, seed=seed,
+    )  # fmt: skip
+    print(f"{corrupt_folder(source, target, asked)} images written to {target}")
+
+
+@app.command()
+def verify(what: Annotated[Verified, typer.Argument(help="What to verify.")]) -> None:
+    """Compare what this machine computes with bundled answers; exit code 1 where they differ.
+
+    Example:
+
+        robustglimpse verify corruptions
+    """
+    from robustglimpse.golden import verify_corruptions
+
+    failed = False
+    print(f"{'corruption':<18} largest difference  share of values  allowed")
+    for check in verify_corruptions():
+        failed |= not check.is_equal
+        verdict = "" if check.is_equal else "  DIFFERS"
+        print(
+            f"{check.corruption:<18} {check.worst_levels:>11} levels {check.worst_share:>15.3%}"
+            f"  {check.allowed_levels} levels, {check.allowed_share:.1%}{verdict}"
+        )
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -232,7 +437,7 @@ def _channels(text: str, what: str) -> tuple[float, float, float]:
 
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="Which table.")]) -> None:
-    """Print the tables of names: models, attacks, data, protocols, recipes.
+    """Print the tables of names: models, attacks, corruptions, data, protocols, recipes.
 
     Example:
 
@@ -263,6 +468,13 @@ def _listing(what: Listing) -> tuple[list[str], list[tuple[Any, ...]]]:
 
         return ["attack", "norms", "needs", "forwards + backwards", "source"], [
             (name, ", ".join(row.norms), row.needs, row.cost, row.source) for name, row in ATTACKS.items()
+        ]
+    if what is Listing.corruptions:
+        from robustglimpse.corruptions import CORRUPTIONS
+
+        return ["corruption", "family", "random", "extra", "what"], [
+            (name, row.family, "yes" if row.is_random else "no", "yes" if row.extra else "", row.summary)
+            for name, row in CORRUPTIONS.items()
         ]
     if what is Listing.data:
         from robustglimpse.data import DATASETS

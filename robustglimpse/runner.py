@@ -395,6 +395,8 @@ def _description(w: Work, device: str) -> Row:
         "weights_sha256": w.classifier.sha256,
         "dataset": w.dataset.name,
         "split": w.dataset.split,
+        "classes": len(np.unique(w.dataset.labels)),
+        "size_px": w.dataset.size_px,
         "n": len(w.dataset.labels),
         "n_total": w.dataset.total,
         "kind": "attack" if attacked else "corruption" if w.corruption else CLEAN,

@@ -81,14 +81,14 @@ class Store:
         """Keep a finished batch."""
         content = io.BytesIO()
         np.savez(content, seconds=np.array([seconds]), **columns)  # type: ignore[arg-type]
-        self._write(self._parts(cell, provenance) / f"{first:09d}.npz", content.getvalue())
+        write_file(self._parts(cell, provenance) / f"{first:09d}.npz", content.getvalue())
 
     def finish(self, cell: Cell, provenance: Provenance, columns: Columns, rows: Sequence[Row]) -> None:
         """Write a cell's outcomes and its record, then forget its parts."""
         frame = pd.DataFrame(columns)
         content = io.BytesIO()
         frame.to_csv(content, index=False, compression={"method": "gzip", "mtime": 0})
-        self._write(self.root / "outcomes" / f"{cell.key}.csv.gz", content.getvalue())
+        write_file(self.root / "outcomes" / f"{cell.key}.csv.gz", content.getvalue())
         record = {
             "schema": SCHEMA,
             "key": cell.key,
@@ -96,7 +96,7 @@ class Store:
             "provenance": asdict(provenance),
             "rows": list(rows),
         }
-        self._write(self._record(cell), (json.dumps(record, indent=1) + "\n").encode())
+        write_file(self._record(cell), (json.dumps(record, indent=1) + "\n").encode())
         shutil.rmtree(self._parts(cell, provenance), ignore_errors=True)
 
     def results(self, keys: Collection[str] | None = None, failed: Sequence[Row] = ()) -> pd.DataFrame:
@@ -114,7 +114,7 @@ class Store:
     def write_results(self, failed: Sequence[Row] = ()) -> None:
         """Write results.csv from every finished cell."""
         frame = self.results(failed=failed)
-        self._write(self.root / "results.csv", frame.to_csv(index=False).encode())
+        write_file(self.root / "results.csv", frame.to_csv(index=False).encode())
 
     def outcomes(self, key: str) -> pd.DataFrame:
         """Return the per-sample outcomes of the cell with that key."""
@@ -125,11 +125,16 @@ class Store:
         path = self.root / "run.json"
         runs = json.loads(path.read_text()) if path.exists() else []
         if info not in runs:
-            self._write(path, (json.dumps([*runs, info], indent=1) + "\n").encode())
+            write_file(path, (json.dumps([*runs, info], indent=1) + "\n").encode())
 
     def write_figure(self, name: str, content: bytes) -> Path:
         """Write a rendered figure and return its path."""
-        self._write(self.root / name, content)
+        write_file(self.root / name, content)
+        return self.root / name
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a rendered table and return its path."""
+        write_file(self.root / name, (text.rstrip("\n") + "\n").encode())
         return self.root / name
 
     def _record(self, cell: Cell) -> Path:
@@ -139,16 +144,18 @@ class Store:
         made_from = f"{provenance.weights_sha256[:8]}-{provenance.data_sha256[:8]}"
         return self.root / "parts" / f"{cell.key}-{made_from}"
 
-    def _write(self, path: Path, content: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_bytes(content)
-            os.replace(partial, path)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); what is done so far is kept"
-            ) from None
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears only when it is whole. Raises UserError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); what is done so far is kept"
+        ) from None
 
 
 def read_results(path: Path) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES, check_choices, names, preset_for
 from robustglimpse.corruptions.weather import frost_source
-from robustglimpse.data import DATASETS, Dataset
+from robustglimpse.data import DATASETS, Dataset, load_data
 from robustglimpse.data.precomputed import find_cell, load_cell
 from robustglimpse.models import load_model
-from robustglimpse.records import Cell, Classifier, Threat
+from robustglimpse.records import Cell, Classifier, Threat, UserError
 from robustglimpse.registry import Call
+from robustglimpse.report.table2 import Baseline, alexnet, baseline_from
 from robustglimpse.runner import (
     CLEAN,
     Corruption,
@@ -29,7 +30,7 @@ from robustglimpse.runner import (
     run_all,
     run_info,
 )
-from robustglimpse.store import Provenance, Store
+from robustglimpse.store import Provenance, Store, read_results
 
 UNTOUCHED = Threat("linf", 0.0)
 
@@ -173,23 +174,53 @@ def correctness(results: pd.DataFrame, store: Store) -> pd.DataFrame:
     return pd.DataFrame([np.mean(parts, axis=0) for parts in sums.values()], index=index)
 
 
-def sheet(
-    asked: Sequence[str], image: NDArray[np.uint8], *, preset: int | None, frost_dir: Path | None, seed: int
-) -> dict[tuple[str, int], NDArray[np.uint8]]:
-    """Return one image u8 [3,H,W] under every corruption asked for, at every severity, u8 [H,W,3] each."""
+def read_baseline(asked: str | None) -> Baseline | None:
+    """Return what mCE is to divide by: None, "alexnet", or the one model of a results.csv."""
+    if asked is None or asked == "alexnet":
+        return alexnet() if asked else None
+    return baseline_from(read_results(Path(asked)), where=asked)
+
+
+def misfit(baseline: Baseline, results: pd.DataFrame) -> str:
+    """Return why results cannot be divided by the baseline, or "" where they can."""
+    rows = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
+    is_imagenet = (rows["dataset"] == "imagenet-c") & (rows["classes"] == 1000) & (rows["size_px"] == 224)
+    if baseline == alexnet() and not is_imagenet.all():
+        return (
+            "AlexNet's errors are those of 1000-class ImageNet-C at 224 px, not of "
+            f"{', '.join(sorted(set(rows['dataset'])))}; give the results.csv of a model on the same set"
+        )
+    severities = tuple(sorted(int(s) for s in rows["severity"].unique()))
+    lacking = sorted(set(rows["corruption"]) - set(baseline.errors))
+    if baseline.severities != severities or lacking:
+        return f"{baseline.name} has other severities, or lacks {', '.join(lacking) or 'no corruption'}"
+    return ""
+
+
+def sheet(asked: Sweep, index: int) -> tuple[dict[tuple[str, int], NDArray[np.uint8]], NDArray[np.uint8]]:
+    """Return an image of the data set under all its corruptions and severities, and the image, u8 [H,W,3].
+
+    index: its place in the set's fixed order; it is corrupted there as a sweep corrupts it.
+    """
     import torch
 
     from robustglimpse.corruptions import corrupt
     from robustglimpse.rng import KeyedDraws
 
-    batch, draws = (
-        torch.from_numpy(np.array(image))[None],
-        KeyedDraws(seed, torch.zeros(1, dtype=torch.int64)),
-    )
-    return {
-        (name, severity): corrupt(batch, name, severity, draws=draws, preset=preset, frost_dir=frost_dir)[0]
-        .permute(1, 2, 0)
-        .numpy()
-        for name in asked
-        for severity in SEVERITIES
-    }
+    dataset = load_data(
+        asked.data or "glimpse-digits", split=asked.split, data_dir=asked.data_dir, limit=index + 1,
+        size_px=asked.size_px, download=asked.download,
+    )  # fmt: skip
+    if not 0 <= index < len(dataset.labels):
+        raise UserError(f"{dataset.name} has images 0 to {dataset.total - 1}, not {index}")
+    image = torch.from_numpy(np.array(dataset.images[index]))[None]
+    draws = KeyedDraws(asked.seed, torch.tensor([index]))
+    pictures = {
+        (name, severity): corrupt(
+            image, name, severity, draws=draws, preset=asked.preset, store=asked.store,
+            frost_dir=asked.frost_dir,
+        )[0].permute(1, 2, 0).numpy()
+        for name in asked.names
+        for severity in sorted(set(asked.severities))
+    }  # fmt: skip
+    return pictures, image[0].permute(1, 2, 0).numpy()

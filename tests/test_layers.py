@@ -15,7 +15,7 @@ PACKAGE = Path(robustglimpse.__file__).parent
 # A module may import from its own layer's folder and from layers below (later) only.
 LAYERS = [
     ["cli", "__main__"],
-    ["runner", "report", "regress", "audit", "train"],
+    ["runner", "sweep", "export", "golden", "report", "regress", "audit", "train"],
     ["evaluate", "store", "stats", "cost"],
     ["models", "data", "attacks", "corruptions", "recipes"],
     ["registry", "rng", "progress"],
@@ -98,7 +98,7 @@ def test_heavy_packages_load_inside_the_function_that_needs_them(path: Path) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["bench", "--help"], *(["list", what] for what in ("models", "attacks", "data"))],
+    [["--help"], ["bench", "--help"], *(["list", what] for what in ("models", "attacks", "corruptions", "data"))],
 )
 def test_help_and_list_start_without_torch(arguments: list[str]) -> None:
     script = (

@@ -104,7 +104,7 @@ def corrupt(
     store: "jpeg85" puts the result through the JPEG (quality 85, 4:2:0) that the published sets were
         saved in.
     frost_dir: the folder of the frost textures; without one those of an installed imagecorruptions are
-        taken, and without that our own.
+        taken, and without that our own (always ours with weather.PROCEDURAL).
     Raises UserError for an unknown corruption, severity, preset or store, or images that are not
     u8 [B,3,H,W] of at least a pixel.
     """

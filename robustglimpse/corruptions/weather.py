@@ -42,6 +42,8 @@ FROST = {  # weight of the image, weight of the frost
     224: ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
 }
 FROST_SCALE = {32: 0.2, 64: 0.3, 224: 1.0}
+# Stands for our own textures where a folder is expected.
+PROCEDURAL = Path("procedural:")
 # The reference lists six textures and draws among the first five.
 FROST_FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 FOG = {  # strength, decay of its roughness
@@ -90,7 +92,7 @@ def frost(x: Tensor, severity: int, preset: int, draws: Draws, *, frost_dir: Pat
 def frost_source(frost_dir: Path | None = None) -> str:
     """Return where the frost textures come from: "dir", "imagecorruptions" or "procedural"."""
     if frost_dir is not None:
-        return "dir"
+        return "procedural" if frost_dir == PROCEDURAL else "dir"
     return "imagecorruptions" if _installed_textures() else "procedural"
 
 
@@ -108,7 +110,7 @@ def _installed_textures() -> Path | None:
 @lru_cache(maxsize=64)
 def _texture(frost_dir: Path | None, number: int, scale: float, height: int, width: int) -> Tensor:
     """Return a texture u8 [h,w,3], scaled, with room for a random crop of height x width."""
-    folder = frost_dir or _installed_textures()
+    folder = None if frost_dir == PROCEDURAL else frost_dir or _installed_textures()
     whole = _read_texture(folder / FROST_FILES[number]) if folder else _procedural_texture(number)
     enough = max((height + 1) / len(whole), (width + 1) / whole.shape[1])
     scale = max(scale, enough)

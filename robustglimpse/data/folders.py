@@ -94,19 +94,35 @@ def image_folder(
     if data_dir is None:
         raise UserError("an image folder needs its path; give it as --data imagefolder:PATH")
     root = data_dir / split if split else data_dir
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected one folder of images for each class in it")
-    source = FolderSource(root)
-    samples = [
-        Sample(name, PurePosixPath(name).parts[0])
-        for name in source.names()
-        if len(PurePosixPath(name).parts) >= 2 and PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS
-    ]
-    if not samples:
-        raise UserError(f"{root}: expected one folder of images for each class in it, found no image")
+    source, files = folder_images(root)
+    samples = [Sample(file, PurePosixPath(file).parts[0]) for file in files]
     classes = tuple(sorted({s.wnid for s in samples}))
     name = f"imagefolder:{root.resolve().name}"
     return decode(source, name, split, samples, classes, limit, _resize_crop(size_px))
+
+
+def folder_images(root: Path) -> tuple[FolderSource, list[str]]:
+    """Return a folder of class folders and the paths of its images below it, sorted."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected one folder of images for each class in it")
+    source = FolderSource(root)
+    files = [n for n in source.names() if "/" in n and PurePosixPath(n).suffix.lower() in IMAGE_ENDINGS]
+    if not files:
+        raise UserError(f"{root}: expected one folder of images for each class in it, found no image")
+    return source, files
+
+
+def decoder(source: FolderSource, size_px: int | None) -> Callable[[str], NDArray[np.uint8]]:
+    """Return what decodes an image by its path below the folder, u8 [3,H,W].
+
+    size_px: shorter side resized to 8/7 of it, centre-cropped; None leaves images as they are.
+    """
+    transform = _resize_crop(size_px)[1] if size_px else _exactly(0)[1]
+
+    def decode_one(file: str) -> NDArray[np.uint8]:
+        return np.asarray(transform(_open_image(source, file))).transpose(2, 0, 1)
+
+    return decode_one
 
 
 def cifar10(*, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool) -> Dataset:

@@ -11,11 +11,10 @@ import numpy as np
 from robustglimpse.data import Dataset
 from robustglimpse.data.folders import (
     CIFAR10_CLASSES,
-    IMAGE_ENDINGS,
-    FolderSource,
     Sample,
     class_mixed,
     decode,
+    folder_images,
 )
 from robustglimpse.records import UserError
 
@@ -63,14 +62,8 @@ def load_cell(
     split = f"{corruption}/{severity}"
     if name == "cifar10-c":
         return _cifar_cell(path, split, severity, limit), ()
-    source = FolderSource(path)
-    samples = [
-        Sample(file, file.partition("/")[0])
-        for file in source.names()
-        if "/" in file and Path(file).suffix.lower() in IMAGE_ENDINGS
-    ]
-    if not samples:
-        raise UserError(f"{path}: expected one folder of images for each class (wnid) in it, found no image")
+    source, files = folder_images(path)
+    samples = [Sample(file, file.partition("/")[0]) for file in files]
     classes = tuple(sorted({s.wnid for s in samples}))
     kept = tuple(c for c in classes if known is None or c in known)
     if not kept:

@@ -72,7 +72,7 @@ def table2(results: pd.DataFrame, correct: pd.DataFrame) -> Table2:
     means = means.reindex(pd.MultiIndex.from_frame(order[["model", "exit"]]))
     is_best = _best(means, correct, columns)
     values = means.reset_index().rename(columns={"exit": "glimpses"})
-    return Table2(values, is_best.reset_index(drop=True))
+    return Table2(values, is_best)
 
 
 def _averaged(columns: Sequence[str]) -> list[str]:
@@ -86,24 +86,22 @@ def _best(means: pd.DataFrame, correct: pd.DataFrame, columns: Sequence[str]) ->
 
     Paired over images (Student's t), all comparisons of a column corrected together (Holm).
     """
-    is_best = pd.DataFrame(False, index=means.index, columns=["average", *columns])
-    if correct.empty or len(means) < 2:
-        return is_best
-    for column in is_best:
-        of = [str(column)] if column != "average" else _averaged(columns)
+    shown = ["average", *columns]
+    is_best = np.zeros((len(means), len(shown)), bool)
+    for x, column in enumerate(shown if len(means) > 1 and len(correct) else []):
+        of = _averaged(columns) if column == "average" else [column]
         scores = correct[correct.index.get_level_values("corruption").isin(of)]
-        per_image = scores.groupby(level=["model", "exit"]).mean()
-        present = [key for key in means.index if not np.isnan(means.loc[key, column])]
-        if not present:
+        per_image = scores.groupby(level=["model", "exit"]).mean().reindex(means.index).to_numpy()
+        accuracy = means[column].to_numpy(float)
+        present = np.flatnonzero(~np.isnan(accuracy))
+        if not len(present):
             continue
-        highest = max(present, key=lambda key: float(means.loc[key, column]))
-        others = [key for key in present if key != highest]
-        best = per_image.loc[highest].to_numpy()
-        p_values = holm([paired_p_value(best, per_image.loc[key].to_numpy()) for key in others])
-        is_best.loc[[highest], column] = True
-        for key, p in zip(others, p_values, strict=True):
-            is_best.loc[[key], column] = p >= SIGNIFICANCE
-    return is_best
+        highest = present[accuracy[present].argmax()]
+        others = [int(k) for k in present if k != highest]
+        p_values = holm([paired_p_value(per_image[highest], per_image[k]) for k in others])
+        is_best[highest, x] = True
+        is_best[[k for k, p in zip(others, p_values, strict=True) if p >= SIGNIFICANCE], x] = True
+    return pd.DataFrame(is_best, columns=shown)
 
 
 def paper_rows() -> pd.DataFrame:
@@ -176,19 +174,23 @@ def _published(table: Table2) -> Table2:
 
 def _lines(table: Table2, bold: Callable[[str], str]) -> list[list[str]]:
     """Return the rows as text; bold marks what is best."""
+    columns = [str(column) for column in table.is_best]
     lines = []
-    for (_, row), (_, best) in zip(table.values.iterrows(), table.is_best.iterrows(), strict=True):
-        line = [
+    for row, best in zip(_records(table.values), _records(table.is_best), strict=True):
+        first = [
             str(row["model"]),
             str(int(row["glimpses"])),
             _number(row["gmacs"], 4),
             _percent(row["clean"]),
         ]
-        for column in table.is_best:
-            text = _percent(row[column])
-            line.append(bold(text) if best[column] else text)
-        lines.append(line)
+        shown = {column: _percent(row[column]) for column in columns}
+        lines.append(first + [bold(text) if best[column] else text for column, text in shown.items()])
     return lines
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as dicts."""
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def _percent(value: float) -> str:
@@ -237,7 +239,8 @@ def baseline_from(results: pd.DataFrame, *, where: str) -> Baseline:
 def summary(results: pd.DataFrame, baseline: Baseline | None) -> pd.DataFrame:
     """Return per model and exit: clean accuracy, mean accuracy in all and per family, mCE, relative mCE.
 
-    mCE is NaN without a baseline, and where the baseline has other severities or lacks a corruption.
+    mCE is NaN without a baseline, and where the baseline has other severities or lacks a corruption; relative
+    mCE also where a corruption adds nothing to the baseline's clean error.
     """
     table = table2(results, pd.DataFrame())
     values, columns = table.values, _averaged(table.corruptions)
@@ -256,7 +259,8 @@ def summary(results: pd.DataFrame, baseline: Baseline | None) -> pd.DataFrame:
         if any(np.isnan(list(errors.values()))):
             continue
         out.loc[at, "mce"] = mean_corruption_error(errors, baseline.errors)
-        if not np.isnan([row["clean"], baseline.clean_error]).any():
+        adds_error = all(baseline.errors[name] > baseline.clean_error for name in columns)  # not so for NaN
+        if adds_error and not np.isnan(row["clean"]):
             out.loc[at, "relative_mce"] = mean_corruption_error(
                 errors, baseline.errors, clean=1 - row["clean"], baseline_clean=baseline.clean_error
             )
