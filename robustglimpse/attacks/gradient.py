@@ -13,6 +13,7 @@ from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
 Logits = Callable[[Tensor], Tensor]
+RAISED = 2.0**40  # a power of two: every digit stays
 # An attack yields its iterate f32 [B,3,H,W]; it may be sent bool [B], the samples to go on with.
 Iterates = Generator[Tensor, Tensor | None, None]
 
@@ -62,9 +63,15 @@ def pgd(
 
 
 def input_gradient(logits: Logits, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of each sample's cross-entropy at x, f32 like x. Weights keep no gradient."""
+    """Return the gradient of each sample's cross-entropy at x, times RAISED in f32.
+
+    Only its direction is of use to an attack.  Raising it keeps the gradient of a sample that the model
+    is sure of in f32's normal range: below, its sign is lost and arithmetic is several times slower.
+    Weights keep no gradient.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         loss = cross_entropy(logits(x), y).sum()  # a sum: each sample's gradient at its own size
-        (gradient,) = torch.autograd.grad(loss, x)
+        raised = RAISED if loss.dtype == torch.float32 else 1.0  # f16 has no room for it
+        (gradient,) = torch.autograd.grad(loss * raised, x)
     return gradient

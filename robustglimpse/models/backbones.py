@@ -52,6 +52,26 @@ class Backbone(nn.Module):
         return x.mean((2, 3))
 
 
+def fold_batch_norm_(backbone: Backbone) -> None:
+    """Merge every batch norm of a backbone in eval mode into the convolution before it.
+
+    The function stays the same up to rounding, and a pass over memory per layer is gone, forward and
+    backward.  Statistics are then fixed: the backbone cannot be trained on.
+    """
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    for module in backbone.modules():
+        layers = dict(module.named_children())
+        pairs = [(f"conv{k}", f"bn{k}") for k in (1, 2, 3)]
+        if isinstance(module, nn.Sequential):  # the shortcut of a block that changes the number of channels
+            pairs = [("0", "1")]
+        for conv, norm in pairs:
+            first, second = layers.get(conv), layers.get(norm)
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(first, second))
+                setattr(module, norm, nn.Identity())
+
+
 def family(name: str) -> Family:
     """Return what is known of a backbone. Raises UserError with the nearest name."""
     stem = name.removesuffix(NOPOOL)

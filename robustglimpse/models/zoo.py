@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from robustglimpse.models import ModelRow, model_row
-from robustglimpse.models.backbones import default_gradient_scale
+from robustglimpse.models.backbones import default_gradient_scale, fold_batch_norm_
 from robustglimpse.models.mgnet import Architecture, GradientPath, MGNet
 from robustglimpse.models.surrogates import surrogates
 from robustglimpse.records import Channels, Classifier, UserError
@@ -149,8 +150,13 @@ def load_strictly(network: MGNet, state: Mapping[str, Tensor], path: Path) -> No
 
 
 def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: str = "cpu") -> Classifier:
-    """Return the network as a Classifier: frozen, in eval mode, channels-last, normalising inside."""
-    network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    """Return a copy of the network as a Classifier: frozen, in eval mode, channels-last, normalising inside.
+
+    Batch norms are merged into their convolutions.
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    fold_batch_norm_(network.backbone)
+    network = network.to(device).to(memory_format=torch.channels_last)
     mean = torch.tensor(card.mean, device=device)[:, None, None]
     std = torch.tensor(card.std, device=device)[:, None, None]
 

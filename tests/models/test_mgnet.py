@@ -74,7 +74,7 @@ def test_the_exact_gradient_is_not_the_authors(references: dict[str, Reference])
 
 
 # The sign of a gradient near 0 turns with the last bit of a convolution, hence with the processor, and every
-# turn brings more: on one machine the MGNet agrees on every entry, on another its last logits differ by 0.003.
+# turn brings more: on one machine the MGNet agrees on every entry, on another its logits differ by 0.003.
 # For the FF-Net the network alone agrees on 99.5 % of the entries (channels-last, normalised pixels); through
 # a classifier of [0,1] images, which rounds once more, on 96 %.
 @pytest.mark.parametrize(("name", "share"), [("r18_mg_64", 0.99), ("r18_ff_224", 0.9)])
