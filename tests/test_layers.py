@@ -98,7 +98,12 @@ def test_heavy_packages_load_inside_the_function_that_needs_them(path: Path) -> 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["bench", "--help"], *(["list", what] for what in ("models", "attacks", "corruptions", "data"))],
+    [
+        ["--help"],
+        ["bench", "--help"],
+        ["corruptions", "--help"],
+        *(["list", what] for what in ("models", "attacks", "corruptions", "data")),
+    ],
 )
 def test_help_and_list_start_without_torch(arguments: list[str]) -> None:
     script = (

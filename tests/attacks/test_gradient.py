@@ -14,8 +14,8 @@ WEIGHT = torch.linspace(-1, 1, 192).view(3, 8, 8)
 
 def sure(x: Tensor, gain: float) -> Tensor:
     """Two classes that differ by gain in the middle of the pixel range, and hardly by what is around it."""
-    score = ((x - 0.5) * WEIGHT).flatten(1).sum(1) * 1e-12 + gain
-    return torch.stack([score, torch.zeros_like(score)], 1)
+    score = ((x - 0.5) * WEIGHT).flatten(1).sum(1) * 1e-12 + gain / 2
+    return torch.stack([score, -score], 1)
 
 
 def test_a_gradient_below_the_normal_range_keeps_its_sign() -> None:
