@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,11 +36,13 @@ CLEAN = "clean"
 class Bench:
     """What `robustglimpse bench` is asked for; every field is also a flag.
 
+    models: names, .safetensors files, or Classifiers (models.sources.wrap makes one of any nn.Module).
     eps, step_size: in pixel units of [0,1], as text ("4/255") so that tables can show what was typed.
-    data: a data set's name; None takes the one that the models were trained on.
+    data: a data set's name, or a Dataset (data.from_tensors); None takes the one that the models were
+        trained on.
     """
 
-    models: tuple[str, ...]
+    models: tuple[str | Classifier, ...]
     attacks: tuple[str, ...] = ("pgd",)
     steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     eps: str = "4/255"
@@ -48,7 +50,7 @@ class Bench:
     norm: Norm = "linf"
     restarts: int = 1
     protocols: tuple[str, ...] = ("standard",)
-    data: str | None = None
+    data: str | Dataset | None = None
     split: str | None = None
     data_dir: Path | None = None
     size_px: int | None = None
@@ -174,7 +176,7 @@ def _plan_work(asked: Bench, device: str) -> Iterator[Work]:
     calls = [_with_defaults(parse_call(text), asked) for text in asked.attacks]
     for name, classifier, dataset in load_pairs(asked, device):
         provenance = Provenance(classifier.sha256, dataset.fingerprint)
-        data = asked.data or classifier.meta["dataset"]
+        data = data_name(asked, classifier)
         exits = "all" if asked.all_exits else "last"
         cell = Cell(
             name, data, dataset.split, CLEAN, threat, "", 1, asked.limit, asked.batch_size, asked.seed, exits
@@ -197,9 +199,9 @@ class Source(Protocol):
     """The parts of a request that say which models look at which images."""
 
     @property
-    def models(self) -> tuple[str, ...]: ...
+    def models(self) -> tuple[str | Classifier, ...]: ...
     @property
-    def data(self) -> str | None: ...
+    def data(self) -> str | Dataset | None: ...
     @property
     def split(self) -> str | None: ...
     @property
@@ -219,11 +221,18 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
     if asked.batch_size < 1:
         raise UserError(f"batch size must be at least 1, got {asked.batch_size}")
     datasets: dict[tuple[str, int | None], Dataset] = {}
-    for name in dict.fromkeys(asked.models):
-        classifier = load_model(name, device=device)
-        data = asked.data or classifier.meta["dataset"]
-        if not data:
-            raise UserError(f"{name} does not say what it was trained on; name a data set with --data")
+    seen: set[str] = set()
+    for model in asked.models:
+        if isinstance(model, str) and model in seen:
+            continue
+        name, classifier = named(model, device)
+        if name in seen:
+            raise UserError(f"two models are called {name!r}; give them names of their own")
+        seen.add(name)
+        if isinstance(asked.data, Dataset):
+            yield name, classifier, match_classes(asked.data.first(asked.limit), classifier)
+            continue
+        data = data_name(asked, classifier)
         size_px = asked.size_px or (classifier.size_px if data.startswith("imagefolder") else None)
         if (data, size_px) not in datasets:
             datasets[data, size_px] = load_data(
@@ -231,6 +240,23 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
                 download=asked.download,
             )  # fmt: skip
         yield name, classifier, match_classes(datasets[data, size_px], classifier)
+
+
+def named(model: str | Classifier, device: str) -> tuple[str, Classifier]:
+    """Return what a model is called in the tables, and the model."""
+    if isinstance(model, Classifier):
+        return model.name, model
+    return model, load_model(model, device=device)
+
+
+def data_name(asked: Source, classifier: Classifier) -> str:
+    """Return the name of the data that a model is to be judged on. Raises UserError where there is none."""
+    if isinstance(asked.data, Dataset):
+        return asked.data.name
+    data = asked.data or classifier.meta["dataset"]
+    if not data:
+        raise UserError(f"{classifier.name} does not say what it was trained on; name a data set with --data")
+    return str(data)
 
 
 def _with_defaults(call: Call, asked: Bench) -> Call:
@@ -445,7 +471,7 @@ def run_info(asked: Any, work: Sequence[Work], device: str, command: str) -> dic
     return {
         "schema": SCHEMA,
         "command": command,
-        "asked": {k: _plain(v) for k, v in asdict(asked).items()},
+        "asked": {field.name: _plain(getattr(asked, field.name)) for field in fields(asked)},
         "device": device,
         "versions": {
             "robustglimpse": robustglimpse.__version__,
@@ -461,7 +487,9 @@ def run_info(asked: Any, work: Sequence[Work], device: str, command: str) -> dic
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as JSON will give it back."""
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    """Return the value as JSON will give it back; models and data sets by name."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Classifier | Dataset):
+        return value.name
+    return str(value) if isinstance(value, Path) else value

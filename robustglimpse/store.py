@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,56 @@ def write_file(path: Path, content: bytes) -> None:
         ) from None
 
 
-def read_results(path: Path) -> pd.DataFrame:
-    """Return a results.csv (or that of a results directory) as a frame."""
-    file = path / "results.csv" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"{file}: no such results; make them with `robustglimpse bench --out {path}`")
-    return pd.read_csv(file, dtype={"eps_text": str, "error": str}, keep_default_na=True)
+TEXT_COLUMNS = (
+    "model", "backbone", "family", "weights_sha256", "dataset", "split", "kind", "attack", "norm",
+    "eps_text", "protocol", "surrogate", "judge", "corruption", "store", "texture", "device", "torch",
+    "robustglimpse", "cell", "status", "error",
+)  # fmt: skip
+WHOLE_COLUMNS = (
+    "schema", "classes", "size_px", "n", "n_total", "steps", "restarts", "seed", "severity", "preset",
+    "exit", "correct", "total", "forwards", "backwards", "batch_size",
+)  # fmt: skip
+
+
+def read_results(*paths: str | Path) -> pd.DataFrame:
+    """Return the rows of results.csv files as one tidy frame, texts, whole numbers and floats as such.
+
+    paths: files, results directories, or globs of either ("results/*").  The column `run` in front says
+    which directory a row comes from.  Whole numbers that a row lacks are <NA>, missing texts "".
+    Raises UserError where there is nothing to read, or where a newer version wrote it.
+    """
+    frames = [_read_one(path) for pattern in paths for path in _matching(pattern)]
+    frame = pd.concat(frames, ignore_index=True)
+    return frame[["run", *(name for name in frame if name != "run")]]
+
+
+def _matching(pattern: str | Path) -> list[Path]:
+    """Return the results files that a path or glob names."""
+    path = Path(pattern)
+    names = [Path(name) for name in sorted(glob(str(pattern)))] or [path]  # noqa: PTH207 - may be absolute
+    is_glob = has_magic(str(pattern))
+    files = [name / "results.csv" if name.is_dir() else name for name in names]
+    found = [file for file in files if file.is_file()]
+    if not found or (len(found) < len(files) and not is_glob):
+        raise UserError(f"{files[0]}: no such results; make them with `robustglimpse bench --out {path}`")
+    return found
+
+
+def _read_one(file: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(file, dtype=dict.fromkeys(TEXT_COLUMNS, str))
+        newest = int(frame["schema"].max()) if len(frame) else SCHEMA
+    except (ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file}: not a results.csv of robustglimpse ({reason})") from None
+    if newest > SCHEMA:
+        raise UserError(
+            f"{file}: written by a newer version (schema {newest}, this one reads up to {SCHEMA}); "
+            "update with pip install --upgrade robustglimpse"
+        )
+    frame = frame.reindex(columns=list(RESULT_COLUMNS))  # columns that came later are there, and empty
+    for name in TEXT_COLUMNS:
+        frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
+    for name in WHOLE_COLUMNS:
+        frame[name] = frame[name].astype("Int64")
+    return frame.assign(run=str(file.parent))

@@ -16,7 +16,6 @@ from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES, check_choices, na
 from robustglimpse.corruptions.weather import frost_source
 from robustglimpse.data import DATASETS, Dataset, load_data
 from robustglimpse.data.precomputed import find_cell, load_cell
-from robustglimpse.models import load_model
 from robustglimpse.records import Cell, Classifier, Threat, UserError
 from robustglimpse.registry import Call
 from robustglimpse.report.table2 import Baseline, alexnet, baseline_from
@@ -25,8 +24,10 @@ from robustglimpse.runner import (
     Corruption,
     Work,
     choose_device,
+    data_name,
     load_pairs,
     match_classes,
+    named,
     run_all,
     run_info,
 )
@@ -42,18 +43,19 @@ class Sweep:
     corruptions: names; () for the 15 of the paper.  extras: add the 4 others to those.
     preset: whose constants, 32, 64 or 224; by the images' size when None.
     store: "jpeg85" adds the JPEG that the published sets were saved in.
-    data: a data set to corrupt, or one that is saved corrupted ("imagenet-c"); None takes the one that
-        the models were trained on.
+    models: names, .safetensors files, or Classifiers (models.sources.wrap makes one of any nn.Module).
+    data: a data set to corrupt (its name, or a Dataset), or one that is saved corrupted ("imagenet-c");
+        None takes the one that the models were trained on.
     """
 
-    models: tuple[str, ...]
+    models: tuple[str | Classifier, ...]
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = SEVERITIES
     extras: bool = False
     preset: int | None = None
     store: str = "exact"
     frost_dir: Path | None = None
-    data: str | None = None
+    data: str | Dataset | None = None
     split: str | None = None
     data_dir: Path | None = None
     size_px: int | None = None
@@ -82,7 +84,7 @@ def sweep_corruptions(asked: Sweep, out: Path, *, command: str = "") -> pd.DataF
     for severity in asked.severities:
         check_choices(severity=severity)
     device = choose_device(asked.device)
-    is_saved = asked.data in DATASETS and DATASETS[str(asked.data)].is_corrupted
+    is_saved = isinstance(asked.data, str) and asked.data in DATASETS and DATASETS[asked.data].is_corrupted
     groups = list(_saved_groups(asked, device) if is_saved else _own_groups(asked, device))
     work = [w for group in groups for w in group]
     store = Store(out)
@@ -109,7 +111,7 @@ def _own_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
 
 def _clean_work(asked: Sweep, name: str, classifier: Classifier, dataset: Dataset) -> Work:
     cell = Cell(
-        model=name, data=asked.data or classifier.meta["dataset"], split=dataset.split,
+        model=name, data=data_name(asked, classifier), split=dataset.split,
         perturb=CLEAN, threat=UNTOUCHED, protocol="", restarts=1, limit=asked.limit,
         batch_size=asked.batch_size, seed=0, exits="all" if asked.all_exits else "last",
     )  # fmt: skip
@@ -132,7 +134,7 @@ def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
     cells = [(name, severity) for name in asked.names for severity in sorted(set(asked.severities))]
     for name, severity in cells:
         find_cell(data, asked.data_dir, name, severity)
-    classifiers = {model: load_model(model, device=device) for model in asked.models}
+    classifiers = dict(named(model, device) for model in asked.models)
     for name, severity in cells:
         corruption = Corruption(name, severity, store="as saved")
         for model, classifier in classifiers.items():
@@ -207,7 +209,7 @@ def sheet(asked: Sweep, index: int) -> tuple[dict[tuple[str, int], NDArray[np.ui
     from robustglimpse.corruptions import corrupt
     from robustglimpse.rng import KeyedDraws
 
-    dataset = load_data(
+    dataset = asked.data if isinstance(asked.data, Dataset) else load_data(
         asked.data or "glimpse-digits", split=asked.split, data_dir=asked.data_dir, limit=index + 1,
         size_px=asked.size_px, download=asked.download,
     )  # fmt: skip

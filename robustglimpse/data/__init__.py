@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from robustglimpse.registry import find, resolve
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Dataset:
             digest.update(self.images[start : start + 1024].tobytes())
         return digest.hexdigest()
 
+    def first(self, limit: int | None) -> Dataset:
+        """Return the first `limit` images of the set, all when None."""
+        return replace(self, images=self.images[:limit], labels=self.labels[:limit])
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield the split in order, batch_size at a time, the last one shorter."""
         import numpy as np
@@ -140,6 +145,43 @@ def load_data(
     dataset = resolve(row)(**options)
     assert isinstance(dataset, Dataset)
     return dataset
+
+
+def from_tensors(
+    images: Tensor, labels: Tensor, *, name: str, classes: Sequence[str] | None = None
+) -> Dataset:
+    """Return images u8 [N,3,H,W], or f32 in [0,1], and labels i64 [N] as a data set, in their order.
+
+    f32 images are rounded to the 256 levels that a stored image has.  classes: names by label; the
+    numbers 0 to the highest label when None.  Raises UserError for other shapes, types or ranges.
+    """
+    import numpy as np
+    import torch
+
+    if images.ndim != 4 or images.shape[1] != 3 or labels.shape != images.shape[:1] or not len(labels):
+        raise UserError(
+            f"{name}: expected images [N,3,H,W] and labels [N], got {list(images.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    if images.dtype != torch.uint8:
+        if not (images.is_floating_point() and float(images.min()) >= 0 and float(images.max()) <= 1):
+            raise UserError(f"{name}: images must be u8, or floats in [0,1] before any normalisation")
+        images = images.mul(255).round().to(torch.uint8)
+    names = tuple(classes) if classes else tuple(str(k) for k in range(int(labels.max()) + 1))
+    if int(labels.min()) < 0 or int(labels.max()) >= len(names):
+        raise UserError(f"{name}: labels must be from 0 to {len(names) - 1}")
+    pixels, numbers = images.cpu().numpy(), labels.cpu().numpy().astype(np.int64)
+    return Dataset(name, "all", pixels, numbers, names, len(numbers))
+
+
+def from_loader(
+    batches: Iterable[tuple[Tensor, Tensor]], *, name: str, classes: Sequence[str] | None = None
+) -> Dataset:
+    """Return what a loader of (images, labels) yields as a data set, as from_tensors."""
+    import torch
+
+    images, labels = zip(*((x, y) for x, y in batches), strict=True)
+    return from_tensors(torch.cat(images), torch.cat(labels), name=name, classes=classes)
 
 
 def _glimpse_digits(*, split: str, limit: int | None, **_: Any) -> Dataset:
