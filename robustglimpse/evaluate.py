@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustglimpse.attacks import ATTACKS, check_call
+from robustglimpse.attacks import ATTACKS, check_call, options_of
 from robustglimpse.attacks.geometry import ROUNDING, distance
 from robustglimpse.attacks.gradient import Iterates
 from robustglimpse.attacks.loss import margin
@@ -21,13 +21,15 @@ from robustglimpse.rng import KeyedDraws
 
 Columns = dict[str, NDArray[np.generic]]
 STANDING = 2**62  # first success of an exit that never fell: later than any step
+TO_THE_END = 2**31  # more steps than any attack takes: one that decides itself when it is done
 
 
 @dataclass(frozen=True)
 class Plan:
     """An attack with everything decided but the samples.
 
-    steps: the step counts to report, increasing; one run of the largest gives them all.
+    steps: the step counts to report, increasing; one run of the largest gives them all.  TO_THE_END
+        alone for an attack that has no such curve.
     all_exits: judge every exit of the network, not only the last.
     keeps_last: report the iterate after exactly so many steps, which every sample must then reach.
     """
@@ -58,13 +60,19 @@ def make_plan(
     if restarts < 1:
         raise UserError(f"restarts must be at least 1, got {restarts}")
     options = dict(text.arguments)
-    steps = steps_of(options.pop("steps", 1)) if row.iterative else (1,)
+    steps = (TO_THE_END,) if row.runs_long else (1,)
+    if row.iterative:
+        steps = steps_of(options.pop("steps", 1))
     if chosen.normalised:
         threat = Threat(threat.norm, threat.eps, scale=normalisation[1], bounds=None)
     if row.iterative:
         options.setdefault("random_start", chosen.random_start)
+    if row.runs_long:  # its own defaults are part of its name
+        known = options_of(row)
+        options = {key: options.get(key, known[key]) for key in known}
     call = Call(text.name, tuple(sorted(options.items())))
-    return Plan(call, threat, chosen, steps, restarts, seed, all_exits, "last" in chosen.judges)
+    keeps_last = "last" in chosen.judges and not row.runs_long
+    return Plan(call, threat, chosen, steps, restarts, seed, all_exits, keeps_last)
 
 
 def steps_of(value: Any) -> tuple[int, ...]:

@@ -390,6 +390,9 @@ def _verdicts(w: Work, columns: dict[str, Any]) -> Iterator[tuple[str, int, Any]
         yield "", 0, columns["pred"] == columns["label"]
         return
     first = columns["first_success_step"]
+    if w.plan.steps == (evaluate.TO_THE_END,):
+        yield "worst", int(w.plan.attack.get("steps", 1)), first == -1
+        return
     for judge in w.plan.protocol.judges:
         for steps in w.plan.steps:
             if judge == "last":

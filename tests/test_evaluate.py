@@ -81,7 +81,17 @@ def at_distance(weight: Tensor, images: Tensor, radius: float, norm: Norm) -> Ca
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("share", "fooled"), [(0.98, 0), (1.02, 64)])
-@pytest.mark.parametrize("attack", ["pgd(steps=40, step_size={step})", "fgsm"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "pgd(steps=40, step_size={step})",
+        "mifgsm(steps=40, step_size={step})",
+        "fgsm",
+        "apgd(steps=40)",
+        "apgd(steps=40, loss='dlr')",
+        "apgd_t(steps=40)",
+    ],
+)
 def test_attacks_reach_the_exact_distance_of_a_linear_model_and_no_further(
     norm: Norm, share: float, fooled: int, attack: str
 ) -> None:

@@ -16,6 +16,7 @@ class AttackRow:
 
     norms: those it is defined for.  iterative: takes `steps` and `step_size`, so that one run is a
     whole curve.  needs: what it reads of the model.  cost: forwards + backwards per sample.
+    runs_long: takes many steps that are no curve, to its own end; judged once, by its worst iterate.
     """
 
     target: str
@@ -24,6 +25,7 @@ class AttackRow:
     needs: str
     cost: str
     source: str
+    runs_long: bool = False
 
 
 ATTACKS: dict[str, AttackRow] = {
@@ -34,6 +36,18 @@ ATTACKS: dict[str, AttackRow] = {
     "pgd": AttackRow(
         "robustglimpse.attacks.gradient:pgd", ("linf", "l2"), True, "gradients", "(steps + 1) + steps",
         "Madry et al. 2018",
+    ),
+    "mifgsm": AttackRow(
+        "robustglimpse.attacks.gradient:mifgsm", ("linf", "l2"), True, "gradients", "(steps + 1) + steps",
+        "Dong et al. 2018",
+    ),
+    "apgd": AttackRow(
+        "robustglimpse.attacks.apgd:apgd", ("linf", "l2"), False, "gradients", "(steps + 2) + (steps + 1)",
+        "Croce & Hein 2020", True,
+    ),
+    "apgd_t": AttackRow(
+        "robustglimpse.attacks.apgd:apgd_t", ("linf", "l2"), False, "gradients",
+        "targets x ((steps + 2) + (steps + 1))", "Croce & Hein 2020", True,
     ),
 }  # fmt: skip
 

@@ -60,8 +60,8 @@ class LinfBall:
         share = draws.uniform("start", tuple(self.low.shape[1:])).to(self.low)
         return self.project(torch.lerp(self.low, self.high, share))
 
-    def step(self, x: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """Return x moved by size in the direction of steepest ascent, the gradient's sign."""
+    def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """Return x moved by size (one, or f32 [B,1,1,1]) in the direction of the gradient's sign."""
         return torch.addcmul(x, gradient.sign(), size * self.scale)
 
 
@@ -92,8 +92,8 @@ class L2Ball:
         direction = direction / _norm(direction).clamp_min(1e-12)
         return self.project(self.x + direction * radius * self.eps * self.scale)
 
-    def step(self, x: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """Return x moved by size along the gradient (of the scaled pixels)."""
+    def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
+        """Return x moved by size (one, or f32 [B,1,1,1]) along the gradient (of the scaled pixels)."""
         scaled = gradient * self.scale
         return x + size * self.scale * scaled / _norm(scaled).clamp_min(1e-12)
 

@@ -62,6 +62,36 @@ def pgd(
             x_adv, y, allowed = x_adv[keep], y[keep], allowed[keep]
 
 
+def mifgsm(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    draws: KeyedDraws,
+    *,
+    steps: int,
+    step_size: float,
+    decay: float = 1.0,
+    random_start: bool = False,
+) -> Iterates:
+    """Yield x after each of `steps` steps along a decaying sum of gradients, each of unit L1 mean.
+
+    x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  step_size: in the units of threat.eps.  decay: mu.
+    Source: Dong et al. 2018, algorithm 1.
+    """
+    allowed = ball(threat, x)
+    x_adv = allowed.random_start(draws) if random_start else x
+    momentum = torch.zeros_like(x)
+    for _ in range(steps):
+        gradient = input_gradient(logits, x_adv, y)
+        mean = gradient.abs().mean((1, 2, 3), keepdim=True)
+        momentum = decay * momentum + gradient / mean.clamp_min(1e-30)
+        x_adv = allowed.project(allowed.step(x_adv, momentum, step_size))
+        keep = yield x_adv
+        if keep is not None:
+            x_adv, y, allowed, momentum = x_adv[keep], y[keep], allowed[keep], momentum[keep]
+
+
 def input_gradient(logits: Logits, x: Tensor, y: Tensor) -> Tensor:
     """Return the gradient of each sample's cross-entropy at x, times RAISED in f32.
 
