@@ -49,6 +49,10 @@ ATTACKS: dict[str, AttackRow] = {
         "robustglimpse.attacks.apgd:apgd_t", ("linf", "l2"), False, "gradients",
         "targets x ((steps + 2) + (steps + 1))", "Croce & Hein 2020", True,
     ),
+    "square": AttackRow(
+        "robustglimpse.attacks.square:square", ("linf", "l2"), False, "scores", "steps + 0",
+        "Andriushchenko et al. 2020", True,
+    ),
 }  # fmt: skip
 
 
