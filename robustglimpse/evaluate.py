@@ -16,7 +16,7 @@ from robustglimpse.attacks.geometry import ROUNDING, distance
 from robustglimpse.attacks.gradient import Iterates
 from robustglimpse.attacks.loss import margin
 from robustglimpse.records import PROTOCOLS, Batch, Channels, Classifier, Protocol, Threat, UserError
-from robustglimpse.registry import Call, find, resolve
+from robustglimpse.registry import Call, find, parse_call, resolve
 from robustglimpse.rng import KeyedDraws
 
 Columns = dict[str, NDArray[np.generic]]
@@ -32,6 +32,8 @@ class Plan:
         alone for an attack that has no such curve.
     all_exits: judge every exit of the network, not only the last.
     keeps_last: report the iterate after exactly so many steps, which every sample must then reach.
+    may_leave: iterates outside the ball are passed over, not an error.
+    parts: the plans that are run in turn instead, where there are any.
     """
 
     attack: Call
@@ -42,6 +44,8 @@ class Plan:
     seed: int
     all_exits: bool
     keeps_last: bool
+    may_leave: bool = False
+    parts: tuple[Plan, ...] = ()
 
 
 def make_plan(
@@ -60,19 +64,28 @@ def make_plan(
     if restarts < 1:
         raise UserError(f"restarts must be at least 1, got {restarts}")
     options = dict(text.arguments)
-    steps = (TO_THE_END,) if row.runs_long else (1,)
+    steps: tuple[int, ...] = (TO_THE_END,) if row.runs_long else (1,)
     if row.iterative:
         steps = steps_of(options.pop("steps", 1))
-    if chosen.normalised:
+    if chosen.normalised and threat.scale is None:
         threat = Threat(threat.norm, threat.eps, scale=normalisation[1], bounds=None)
     if row.iterative:
         options.setdefault("random_start", chosen.random_start)
     if row.runs_long:  # its own defaults are part of its name
         known = options_of(row)
         options = {key: options.get(key, known[key]) for key in known}
+    parts = tuple(
+        make_plan(
+            parse_call(part), protocol=protocol, threat=threat, normalisation=normalisation,
+            restarts=restarts, seed=seed, all_exits=all_exits,
+        )
+        for part in row.parts
+    )  # fmt: skip
     call = Call(text.name, tuple(sorted(options.items())))
     keeps_last = "last" in chosen.judges and not row.runs_long
-    return Plan(call, threat, chosen, steps, restarts, seed, all_exits, keeps_last)
+    return Plan(
+        call, threat, chosen, steps, restarts, seed, all_exits, keeps_last, row.may_leave, parts
+    )  # fmt: skip
 
 
 def steps_of(value: Any) -> tuple[int, ...]:
@@ -122,12 +135,13 @@ def attack(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> 
     when an attack leaves its ball: that is a bug in it, never a result.
     """
     trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, plan.all_exits)
-    restarts = plan.restarts if plan.attack.get("random_start") else 1  # without a start all are alike
-    for restart in range(restarts):
-        for surrogate in plan.protocol.surrogates:
-            watched = _Watched(classifier.surrogates[surrogate])
-            trial.run(plan, watched, f"restart {restart} {surrogate}")
-            plan = replace(plan, keeps_last=False)  # the last iterate is that of the first run
+    for part in plan.parts or (plan,):
+        restarts = plan.restarts if part.attack.get("random_start") else 1  # without a start all are alike
+        for restart in range(restarts):
+            for surrogate in plan.protocol.surrogates:
+                watched = _Watched(classifier.surrogates[surrogate])
+                trial.run(part, watched, f"restart {restart} {surrogate}")
+                part = replace(part, keeps_last=False)  # noqa: PLW2901 - the last iterate is the first run's
     return trial.columns()
 
 
@@ -246,7 +260,8 @@ class _Trial:
         """Enter the verdict on the iterate x_adv of the samples `rows` after `step` steps."""
         delta = (x_adv - self.x[rows]).flatten(1)
         excess = (distance(x_adv, self.x[rows], plan.threat) - plan.threat.eps).clamp_min_(0)
-        if not float(excess.max()) <= ROUNDING:  # not a plain >: NaN is no member of the ball either
+        is_inside = excess <= ROUNDING  # not a plain >: NaN is no member of the ball either
+        if not (plan.may_leave or is_inside.all()):
             raise ValueError(f"{plan.attack} left the ball of radius {plan.threat.eps} by {excess.max()}")
         if plan.threat.bounds is not None:
             low, high = plan.threat.bounds
@@ -255,9 +270,9 @@ class _Trial:
         exits, y, first = self._judged(exits), self.y[rows], self.first[:, rows]
         pred = exits.argmax(2)
         margins = torch.stack([margin(logits, y) for logits in exits])
-        is_first = (pred != y) & (step < first)
+        is_first = (pred != y) & (step < first) & is_inside
         # Until an exit falls its columns tell of the newest iterate, from then on of the one that did it.
-        changed = is_first | (first == STANDING)
+        changed = is_first | ((first == STANDING) & is_inside)
         self.first[:, rows] = torch.where(is_first, step, first)
         new = {"pred": pred, "margin": margins, "linf": delta.abs().amax(1), "excess": excess}
         new["l2"] = torch.linalg.vector_norm(delta, dim=1)

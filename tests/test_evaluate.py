@@ -90,6 +90,7 @@ def at_distance(weight: Tensor, images: Tensor, radius: float, norm: Norm) -> Ca
         "apgd(steps=40)",
         "apgd(steps=40, loss='dlr')",
         "apgd_t(steps=40)",
+        "fab_t(steps=10)",
     ],
 )
 def test_attacks_reach_the_exact_distance_of_a_linear_model_and_no_further(
@@ -271,3 +272,31 @@ def test_random_starts_fill_the_ball_and_stay_in_it(norm: Norm) -> None:
     # In d dimensions the share's mean is d/(d+1) for both norms: E of the largest of d uniforms.
     d = x[0].numel()
     assert float(share.mean()) == pytest.approx(d / (d + 1), abs=4 / d / 16)
+
+
+def test_autoattack_is_its_four_parts_in_turn_and_their_worst_case() -> None:
+    model, batch, threat = mixed()
+    threat = Threat("linf", 0.006)
+
+    def fooled(call: str) -> list[bool]:
+        columns = evaluate.attack(model, batch, make_plan(call, threat), device="cpu")
+        return (columns["first_success_step"] >= 0).tolist()
+
+    row = ATTACKS["autoattack"]
+    assert row.parts == ("apgd", "apgd_t", "fab_t", "square")
+    monkey = {"apgd": "apgd(steps=6)", "apgd_t": "apgd_t(steps=6)", "fab_t": "fab_t(steps=3)"}
+    calls = [monkey.get(part, "square(steps=20)") for part in row.parts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ATTACKS, "autoattack", replace(row, parts=tuple(calls)))
+        whole = fooled("autoattack")
+    each = [fooled(call) for call in calls]
+    assert whole == [any(of_sample) for of_sample in zip(*each, strict=True)]
+    assert 0 < sum(whole) < len(whole)
+
+
+def test_iterates_outside_the_ball_are_no_success() -> None:
+    weight, batch = anisotropic_weight(), random_batch(1)
+    model = classifier_of(at_distance(weight, batch.images, 0.05, "linf"))
+    columns = evaluate.attack(model, batch, make_plan("fab_t(steps=5)", Threat("linf", 0.04)), device="cpu")
+    assert columns["first_success_step"].tolist() == [-1], "it crosses the boundary, beyond its reach"
+    assert columns["pred"].tolist() == columns["label"].tolist()

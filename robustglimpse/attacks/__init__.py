@@ -17,6 +17,8 @@ class AttackRow:
     norms: those it is defined for.  iterative: takes `steps` and `step_size`, so that one run is a
     whole curve.  needs: what it reads of the model.  cost: forwards + backwards per sample.
     runs_long: takes many steps that are no curve, to its own end; judged once, by its worst iterate.
+    may_leave: its iterates may lie outside the ball, and only those inside count (minimal-norm attacks).
+    parts: calls that are run in turn instead, each on what the ones before left standing.
     """
 
     target: str
@@ -26,6 +28,8 @@ class AttackRow:
     cost: str
     source: str
     runs_long: bool = False
+    may_leave: bool = False
+    parts: tuple[str, ...] = ()
 
 
 ATTACKS: dict[str, AttackRow] = {
@@ -49,9 +53,17 @@ ATTACKS: dict[str, AttackRow] = {
         "robustglimpse.attacks.apgd:apgd_t", ("linf", "l2"), False, "gradients",
         "targets x ((steps + 2) + (steps + 1))", "Croce & Hein 2020", True,
     ),
+    "fab_t": AttackRow(
+        "robustglimpse.attacks.fab:fab_t", ("linf", "l2"), False, "gradients",
+        "targets x 2 steps + targets x steps", "Croce & Hein 2020 (FAB)", True, True,
+    ),
     "square": AttackRow(
         "robustglimpse.attacks.square:square", ("linf", "l2"), False, "scores", "steps + 0",
         "Andriushchenko et al. 2020", True,
+    ),
+    "autoattack": AttackRow(
+        "", ("linf", "l2"), False, "gradients and scores", "about 7900 + 1900 if nothing breaks it",
+        "Croce & Hein 2020", True, True, ("apgd", "apgd_t", "fab_t", "square"),
     ),
 }  # fmt: skip
 
@@ -70,5 +82,7 @@ def check_call(call: Call, norm: str) -> AttackRow:
 
 def options_of(row: AttackRow) -> dict[str, Any]:
     """Return the keyword arguments an attack takes and their defaults (inspect.Parameter.empty: needed)."""
+    if row.parts:
+        return {}
     parameters = inspect.signature(resolve(row)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -148,7 +148,8 @@ def _bumps(side: int, x: Tensor) -> Tensor:
     """Return f32 [side,side] of unit norm: a bump above, its negative below (eq. 4 of the source)."""
     top = _bump(side // 2, side, x) if side > 1 else x.new_ones(0, 1)
     both = torch.cat([top, -_bump(side - side // 2, side, x)])
-    return both / both.norm()
+    unit: Tensor = both / both.norm()
+    return unit
 
 
 def _bump(height: int, width: int, x: Tensor) -> Tensor:
@@ -157,4 +158,5 @@ def _bump(height: int, width: int, x: Tensor) -> Tensor:
     top, left = height // 2, width // 2
     for k in range(max(top, left) + 1):
         out[max(top - k, 0) : top + k + 1, max(left - k, 0) : left + k + 1] += 1 / (k + 1) ** 2
-    return out / out.norm()
+    unit: Tensor = out / out.norm()
+    return unit
