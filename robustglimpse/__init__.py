@@ -8,13 +8,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from robustglimpse.corruptions import corrupt
-    from robustglimpse.data import load_data
+    from robustglimpse.data import from_loader, from_tensors, load_data
     from robustglimpse.models import load_model
+    from robustglimpse.models.sources import wrap
     from robustglimpse.records import Classifier, Threat, UserError
     from robustglimpse.rng import KeyedDraws, LegacyDraws
     from robustglimpse.runner import Bench, bench
     from robustglimpse.store import read_results
     from robustglimpse.sweep import Sweep, sweep_corruptions
+    from robustglimpse.testing import assert_no_regression
 
 _WHERE = {
     "Bench": "robustglimpse.runner",
@@ -24,16 +26,21 @@ _WHERE = {
     "Sweep": "robustglimpse.sweep",
     "Threat": "robustglimpse.records",
     "UserError": "robustglimpse.records",
+    "assert_no_regression": "robustglimpse.testing",
     "bench": "robustglimpse.runner",
     "corrupt": "robustglimpse.corruptions",
+    "from_loader": "robustglimpse.data",
+    "from_tensors": "robustglimpse.data",
     "load_data": "robustglimpse.data",
     "load_model": "robustglimpse.models",
     "read_results": "robustglimpse.store",
     "sweep_corruptions": "robustglimpse.sweep",
+    "wrap": "robustglimpse.models.sources",
 }
 __all__ = [
-    "Bench", "Classifier", "KeyedDraws", "LegacyDraws", "Sweep", "Threat", "UserError", "bench",
-    "corrupt", "load_data", "load_model", "read_results", "sweep_corruptions",
+    "Bench", "Classifier", "KeyedDraws", "LegacyDraws", "Sweep", "Threat", "UserError",
+    "assert_no_regression", "bench", "corrupt", "from_loader", "from_tensors", "load_data", "load_model",
+    "read_results", "sweep_corruptions", "wrap",
 ]  # fmt: skip
 
 

@@ -273,7 +273,7 @@ def _run_sweep(asked: Any, out: Path, baseline: str | None, paper: bool) -> None
 
     divisor = read_baseline(baseline)
     results = sweep_corruptions(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
-    if (results["status"] == "ok").any():
+    if ((results["status"] == "ok") & (results["kind"] == "corruption")).any():
         reason = misfit(divisor, results) if divisor else ""
         store = Store(out)
         table = table2.table2(results, correctness(results, store))
@@ -294,6 +294,53 @@ def _run_sweep(asked: Any, out: Path, baseline: str | None, paper: bool) -> None
     print("", *(out / name for name in ("results.csv", "table2.md", "table2.png")), sep="\n")
     if (results["status"] != "ok").any():
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="Results directories; several make a leaderboard.", show_default=False),
+    ],
+    format_: Annotated[
+        str, typer.Option("--format", help="html, md, tex, csv; several with commas between.")
+    ] = "html",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file, or a folder; each format has its own ending.  "
+            "[default: report.html in the results directory, or here where there are several]"
+        ),
+    ] = None,
+) -> None:
+    """Write what runs found as one offline page: headline, figures, tables, and the command of every number.
+
+    Examples:
+
+        robustglimpse report results/run
+
+        robustglimpse report results/run --format md,tex,csv --out tables/run
+
+        robustglimpse report results/*/ --out leaderboard.html
+    """
+    from robustglimpse.report.board import make_board
+    from robustglimpse.report.page import FORMATS
+    from robustglimpse.store import read_run, write_file
+
+    formats = list(dict.fromkeys(part.strip() for part in format_.split(",")))
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise UserError(f"unknown format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
+    folders = list({path.resolve(): path for path in results}.values())
+    board = make_board([read_run(folder) for folder in folders])
+    stem = out or (results[0] / "report" if len(folders) == 1 else Path("report"))
+    if stem.is_dir():
+        stem /= "report"
+    stem = stem.with_suffix("") if stem.suffix[1:] in FORMATS else stem
+    for name in formats:
+        path = stem.with_name(f"{stem.name}.{name}")
+        write_file(path, FORMATS[name](board).rstrip("\n").encode() + b"\n")
+        print(path)
 
 
 @app.command()
@@ -358,6 +405,110 @@ def verify(what: Annotated[Verified, typer.Argument(help="What to verify.")]) ->
         )
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def regress(
+    baseline: Annotated[Path, typer.Argument(help="A baseline made with --update, or a results directory.")],
+    run: Annotated[Path | None, typer.Argument(help="The results directory to judge.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A TOML file: see docs/gate.md.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="A drop proven smaller passes, as a fraction.  [default: 0.01]")
+    ] = None,
+    min_effect: Annotated[
+        float | None, typer.Option(help="A smaller drop is no regression, as a fraction.  [default: 0.005]")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="An observed drop of so much always fails.  [default: none]")
+    ] = None,
+    allow_inconclusive: Annotated[
+        bool, typer.Option("--allow-inconclusive", help="Pass where the samples are too few to tell.")
+    ] = False,
+    model: Annotated[list[str] | None, typer.Option(help="Only these models, a glob. Repeatable.")] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="Only these attacks (or clean), a glob. Repeatable.")
+    ] = None,
+    corruption: Annotated[
+        list[str] | None, typer.Option(help="Only these corruptions, a glob. Repeatable.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the smallest drop that each cell can show, and stop.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Rewrite the baseline from the run; needs --reason.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why the baseline changes; kept in its log.")] = "",
+    markdown: Annotated[Path | None, typer.Option(help="Write the verdict's table there too.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write JSON there.")] = None,
+    github: Annotated[
+        bool,
+        typer.Option(
+            "--github", envvar="GITHUB_ACTIONS", help="Annotations, and the job summary in GitHub Actions."
+        ),
+    ] = False,
+) -> None:
+    """Judge a run against a baseline, sample by sample: the gate for CI.
+
+    Exit codes: 0 pass, 1 regressed, 2 usage, 3 incomplete, 4 not comparable, 5 nothing selected.
+
+    Examples:
+
+        robustglimpse regress results/baseline results/run
+
+        robustglimpse regress results/baseline --plan
+
+        robustglimpse regress results/baseline results/run --update --reason "trained for 5 epochs more"
+    """
+    from robustglimpse import regress as gate
+    from robustglimpse.policy import load_policy
+
+    overrides = {"margin": margin, "min_effect": min_effect, "max_drop": max_drop}
+    overrides |= {"allow_inconclusive": True} if allow_inconclusive else {}
+    decided = load_policy(policy, {key: value for key, value in overrides.items() if value is not None})
+    chosen = gate.Selection(tuple(model or ()), tuple(attack or ()), tuple(corruption or ()))
+    if plan:
+        from robustglimpse.report.verdicts import plan_markdown
+
+        rows = gate.plan(baseline, decided, chosen=chosen)
+        print(plan_markdown(rows))
+        raise typer.Exit(0 if rows else gate.NOTHING_SELECTED)
+    if run is None:
+        raise UserError("expected a results directory to judge behind the baseline; for --plan alone, none")
+    if reason and not update:
+        raise UserError("--reason belongs to --update, which rewrites the baseline; give both or neither")
+    if update:
+        changes = gate.update(baseline, run, reason=reason, chosen=chosen)
+        print("\n".join(changes) or "nothing changed but the log", baseline / "baseline.json", sep="\n")
+        return
+    judgement = gate.compare(baseline, run, decided, chosen=chosen)
+    _tell(judgement, markdown, junit, json_, github)
+    raise typer.Exit(judgement.exit_code)
+
+
+def _tell(
+    judgement: Any, markdown: Path | None, junit: Path | None, json_: Path | None, github: bool
+) -> None:
+    """Print the gate's judgement, and write it where that was asked for."""
+    import os
+
+    from robustglimpse.report import verdicts
+    from robustglimpse.store import append_text, write_file
+
+    table = verdicts.to_markdown(judgement)
+    for path, text in (
+        (markdown, table + "\n"),
+        (junit, verdicts.to_junit(judgement)),
+        (json_, verdicts.to_json(judgement)),
+    ):
+        if path is not None:
+            write_file(path, text.encode())
+    print(table)
+    if github:
+        print(verdicts.to_github(judgement))
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary:
+            append_text(Path(summary), table + "\n")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustglimpse.corruptions import SEVERITIES, check_choices, names
-from robustglimpse.data.folders import decoder, folder_images
+from robustglimpse.corruptions.weather import frost_source
+from robustglimpse.data.folders import class_mixed, decoder, folder_images
 from robustglimpse.progress import progress
+from robustglimpse.records import UserError
 from robustglimpse.store import write_file
 
 BATCH = 16
@@ -50,7 +53,18 @@ def corrupt_folder(source: Path, target: Path, asked: Export) -> int:
     check_choices(corruptions=asked.corruptions, preset=asked.preset, store=asked.store)
     for severity in asked.severities:
         check_choices(severity=severity)
+    if asked.size_px is not None and asked.size_px < 1:
+        raise UserError(f"size must be at least 1 px, got {asked.size_px}; 0 leaves images as they are")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{target} lies inside {source}, whose folders are classes; write somewhere else")
+    if "frost" in (asked.corruptions or names()):
+        frost_source(asked.frost_dir)
     folder, files = folder_images(source)
+    stems = Counter(Path(file).with_suffix("") for file in files)
+    twice = next((stem for stem, count in stems.items() if count > 1), None)
+    if twice:
+        raise UserError(f"{source}: two images are called {twice}; rename one, they would be written as one")
+    places = _places(files)
     decode = decoder(folder, asked.size_px)
     cells = [(name, s) for name in asked.corruptions or names() for s in sorted(set(asked.severities))]
     ending = ".JPEG" if asked.store == "jpeg85" else ".png"
@@ -65,16 +79,26 @@ def corrupt_folder(source: Path, target: Path, asked: Export) -> int:
             missing = [cell for cell in cells if not all(path.exists() for path in paths[cell])]
             for group in _of_one_size([(i, decode(file)) for i, file in batch] if missing else []):
                 images = torch.from_numpy(np.stack([pixels for _, pixels in group]))
-                index = torch.tensor([i for i, _ in group])
+                rows = [i for i, _ in group]
+                index = torch.tensor([places[i] for i in rows])
                 for name, severity in missing:
                     out = corrupt(
                         images, name, severity, draws=KeyedDraws(asked.seed, index), preset=asked.preset,
                         frost_dir=asked.frost_dir,
                     )  # fmt: skip
-                    for i, pixels in zip(index.tolist(), out.permute(0, 2, 3, 1).numpy(), strict=True):
+                    for i, pixels in zip(rows, out.permute(0, 2, 3, 1).numpy(), strict=True):
                         written += _write(paths[name, severity][i - start], pixels, asked.store)
             report(start + len(batch), batch[-1][1])
     return written
+
+
+def _places(files: Sequence[str]) -> list[int]:
+    """Return each file's place in the folder's class-mixed order: what a sweep over it draws by."""
+    classes = sorted({file.partition("/")[0] for file in files})
+    labels = np.array([classes.index(file.partition("/")[0]) for file in files])
+    places = np.empty(len(files), np.int64)
+    places[class_mixed(labels)] = np.arange(len(files))
+    return [int(place) for place in places]
 
 
 def _of_one_size(

@@ -21,11 +21,11 @@ SCHEMA = 1
 # results.csv: one row per cell, exit, verdict and step count. Accuracies are fractions.
 # cell: the key of the cell, and so of its file of outcomes.
 RESULT_COLUMNS = (
-    "schema", "model", "backbone", "family", "weights_sha256", "dataset", "split", "classes", "size_px",
-    "n", "n_total", "kind", "attack", "norm", "eps", "eps_text", "step_size", "steps", "restarts", "protocol",
-    "surrogate", "judge", "seed", "corruption", "severity", "preset", "store", "texture", "exit",
-    "correct", "total", "accuracy", "ci_low", "ci_high", "gmacs", "forwards", "backwards", "seconds",
-    "batch_size", "device", "torch", "robustglimpse", "cell", "status", "error",
+    "schema", "model", "backbone", "family", "weights_sha256", "dataset", "data_sha256", "split",
+    "classes", "size_px", "n", "n_total", "kind", "attack", "norm", "eps", "eps_text", "step_size",
+    "steps", "restarts", "protocol", "surrogate", "judge", "seed", "corruption", "severity", "preset",
+    "store", "texture", "exit", "correct", "total", "accuracy", "ci_low", "ci_high", "gmacs", "forwards",
+    "backwards", "seconds", "batch_size", "device", "torch", "robustglimpse", "cell", "status", "error",
 )  # fmt: skip
 
 # Per-sample outcomes: one row per sample and exit, kept for every cell.

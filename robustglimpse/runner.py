@@ -20,7 +20,7 @@ import robustglimpse
 from robustglimpse import cost, evaluate
 from robustglimpse.attacks import ATTACKS
 from robustglimpse.corruptions import corrupt
-from robustglimpse.data import Dataset, load_data
+from robustglimpse.data import DATASETS, Dataset, load_data
 from robustglimpse.models import load_model
 from robustglimpse.progress import progress
 from robustglimpse.records import SCHEMA, Batch, Cell, Classifier, Estimate, Norm, Threat, UserError
@@ -92,7 +92,7 @@ class Corruption:
 class Work:
     """A cell with everything it needs at hand; neither plan nor corruption for a clean one.
 
-    clean_key: the clean cell of the same images, whose predictions a corrupted one is set beside.
+    clean: the clean cell of the same images, whose predictions a corrupted one is set beside.
     """
 
     cell: Cell
@@ -101,7 +101,7 @@ class Work:
     provenance: Provenance
     plan: evaluate.Plan | None = None
     corruption: Corruption | None = None
-    clean_key: str | None = None
+    clean: Cell | None = None
 
     @property
     def note(self) -> str:
@@ -218,8 +218,7 @@ class Source(Protocol):
 
 def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Dataset]]:
     """Yield every model's name, the model and its data, labels as it numbers them; each set is read once."""
-    if asked.batch_size < 1:
-        raise UserError(f"batch size must be at least 1, got {asked.batch_size}")
+    check_counts(asked)
     datasets: dict[tuple[str, int | None], Dataset] = {}
     seen: set[str] = set()
     for model in asked.models:
@@ -233,13 +232,26 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
             yield name, classifier, match_classes(asked.data.first(asked.limit), classifier)
             continue
         data = data_name(asked, classifier)
-        size_px = asked.size_px or (classifier.size_px if data.startswith("imagefolder") else None)
+        size_px = asked.size_px or (classifier.size_px if has_sizes(data) else None)
         if (data, size_px) not in datasets:
             datasets[data, size_px] = load_data(
                 data, split=asked.split, data_dir=asked.data_dir, limit=asked.limit, size_px=size_px,
                 download=asked.download,
             )  # fmt: skip
         yield name, classifier, match_classes(datasets[data, size_px], classifier)
+
+
+def check_counts(asked: Source) -> None:
+    """Raise UserError unless the batch size, limit and size are numbers from 1 up, where they are given."""
+    for what, value in (("batch size", asked.batch_size), ("limit", asked.limit), ("size", asked.size_px)):
+        if value is not None and value < 1:
+            raise UserError(f"{what} must be at least 1, got {value}")
+
+
+def has_sizes(data: str) -> bool:
+    """Return whether a data set is read at the size that a model asks for."""
+    row = DATASETS.get(data)
+    return data.startswith("imagefolder") or (row is not None and row.is_corrupted)
 
 
 def named(model: str | Classifier, device: str) -> tuple[str, Classifier]:
@@ -336,9 +348,11 @@ def _shown(w: Work, batch: Batch, device: str) -> Batch:
 
 def _clean_predictions(w: Work, store: Store) -> Any:
     """Return what the clean cell predicted, i64 [E,N] in order, or None where there is no such cell."""
-    if w.clean_key is None or not store.has(w.clean_key):
+    if w.clean is None:
         return None
-    outcomes = store.outcomes(w.clean_key).sort_values(["exit", "index"])
+    if not store.is_done(w.clean, w.provenance):
+        raise RuntimeError("the clean cell of the same images failed; this one would lack its predictions")
+    outcomes = store.outcomes(w.clean.key).sort_values(["exit", "index"])
     return outcomes["pred"].to_numpy().reshape(outcomes["exit"].nunique(), -1)
 
 
@@ -423,6 +437,7 @@ def _description(w: Work, device: str) -> Row:
         "family": meta.get("family", ""),
         "weights_sha256": w.classifier.sha256,
         "dataset": w.dataset.name,
+        "data_sha256": w.provenance.data_sha256,
         "split": w.dataset.split,
         "classes": len(np.unique(w.dataset.labels)),
         "size_px": w.dataset.size_px,

@@ -5,6 +5,12 @@ DIR/results.csv           one row per cell, exit, verdict and step count
 DIR/outcomes/KEY.csv.gz   what happened to every sample of a cell
 DIR/cells/KEY.json        a cell's record: its description, its provenance and its rows
 DIR/parts/KEY-…/N.npz     batches of a cell under way
+
+A baseline of the gate is smaller, and is read in a review:
+
+DIR/baseline.json         every cell's description, the hashes of its weights and data; the log of updates
+DIR/accuracy.csv          one row per cell, exit, verdict and step count, with its accuracy
+DIR/outcomes.npz          one bit per row and sample: still correct
 """
 
 from __future__ import annotations
@@ -62,10 +68,6 @@ class Store:
             return False
         record = json.loads(path.read_text())
         return bool(record["provenance"] == asdict(provenance) and record["schema"] == SCHEMA)
-
-    def has(self, key: str) -> bool:
-        """Return whether a cell with that key is done."""
-        return (self.root / "cells" / f"{key}.json").exists()
 
     def parts(self, cell: Cell, provenance: Provenance) -> dict[int, tuple[Columns, float]]:
         """Return the finished batches of a cell under way: first index -> (columns, seconds)."""
@@ -160,8 +162,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 TEXT_COLUMNS = (
-    "model", "backbone", "family", "weights_sha256", "dataset", "split", "kind", "attack", "norm",
-    "eps_text", "protocol", "surrogate", "judge", "corruption", "store", "texture", "device", "torch",
+    "model", "backbone", "family", "weights_sha256", "dataset", "data_sha256", "split", "kind", "attack",
+    "norm", "eps_text", "protocol", "surrogate", "judge", "corruption", "store", "texture", "device", "torch",
     "robustglimpse", "cell", "status", "error",
 )  # fmt: skip
 WHOLE_COLUMNS = (
@@ -206,9 +208,273 @@ def _read_one(file: Path) -> pd.DataFrame:
             f"{file}: written by a newer version (schema {newest}, this one reads up to {SCHEMA}); "
             "update with pip install --upgrade robustglimpse"
         )
+    return _typed(frame).assign(run=str(file.parent))
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the columns of RESULT_COLUMNS, each of its type."""
     frame = frame.reindex(columns=list(RESULT_COLUMNS))  # columns that came later are there, and empty
     for name in TEXT_COLUMNS:
         frame[name] = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
     for name in WHOLE_COLUMNS:
         frame[name] = frame[name].astype("Int64")
-    return frame.assign(run=str(file.parent))
+    return frame
+
+
+@dataclass(frozen=True)
+class Run:
+    """A results directory as a report reads it.
+
+    results: the rows of every finished cell, then those of cells that crashed.
+    commands: what run.json lists.  records: a cell's key -> its record, without the rows.
+    notes: where results.csv and the cells' records tell different stories.
+    """
+
+    root: Path
+    results: pd.DataFrame
+    commands: Sequence[Mapping[str, Any]]
+    records: Mapping[str, Mapping[str, Any]]
+    notes: Sequence[str]
+
+    def outcomes(self, key: str) -> pd.DataFrame | None:
+        """Return the per-sample outcomes of the cell with that key, or None where they are not kept."""
+        path = self.root / "outcomes" / f"{key}.csv.gz"
+        return pd.read_csv(path) if path.is_file() else None
+
+
+def read_run(root: Path) -> Run:
+    """Return a results directory, also one under way, and write nothing.
+
+    The cells' records are believed before results.csv, which is made of them and may be older; a crashed
+    cell has a row in results.csv alone.  Raises UserError where there is nothing to read.
+    """
+    file, paths = root / "results.csv", sorted((root / "cells").glob("*.json"))
+    if not paths and not file.is_file():
+        raise UserError(f"{root}: no results there; make them with `robustglimpse bench --out {root}`")
+    records = {path.stem: _json(path) for path in paths}
+    listed = _read_one(file) if file.is_file() else None
+    frames, notes = [], []
+    if records:
+        rows = [row for record in records.values() for row in record.pop("rows")]
+        rows.sort(key=lambda row: tuple(row[name] for name in SORT_BY))
+        frames.append(_typed(pd.DataFrame(rows)))
+        notes = _disagreement(listed, frames[0], len(records))
+    if listed is not None:
+        is_new = ~listed["cell"].isin(list(records)) & ((listed["cell"] != "") | (listed["status"] != "ok"))
+        frames.append(listed.drop(columns="run")[is_new if records else listed["schema"].notna()])
+    results = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    if not len(results):
+        raise UserError(f"{file}: holds no rows yet; run the same command again to go on")
+    commands = _json(root / "run.json") if (root / "run.json").is_file() else []
+    return Run(root, results, commands, records, notes)
+
+
+def _disagreement(listed: pd.DataFrame | None, recorded: pd.DataFrame, cells: int) -> list[str]:
+    """Return what a reader should know of a results.csv that is not the one its records would give."""
+    if listed is None:
+        return [f"results.csv is not written yet: {cells} cells are finished and the run is not"]
+    told = ["cell", "judge", "exit", "steps"]
+    both = listed.merge(recorded, on=told, suffixes=("", "_recorded"))
+    differ = int((both["correct"] != both["correct_recorded"]).sum())
+    lacking = len(set(recorded["cell"]) - set(listed["cell"]))
+    notes = (
+        [f"{differ} rows of results.csv differ from the cells' records, which are shown"] if differ else []
+    )
+    if lacking:
+        notes.append(f"results.csv is older than {lacking} of the cells, which are shown")
+    return notes
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it and run the same command again") from None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Which samples one exit still had right, bool [N] by index, under one verdict after so many steps."""
+
+    exit: int
+    judge: str
+    steps: int
+    is_correct: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished cell as the gate sees it.
+
+    cell: its description.  index: i64 [N], the samples' places in the data set, increasing.
+    """
+
+    cell: Row
+    provenance: Provenance
+    eps_text: str
+    index: NDArray[np.int64]
+    curves: tuple[Curve, ...]
+
+
+def is_correct(outcomes: pd.DataFrame, judge: str, steps: float) -> NDArray[np.bool_]:
+    """Return which rows of a cell's outcomes count as correct, as results.csv counts them.
+
+    steps: infinity for all that an attack made, which may be more than its name says.
+    """
+    if judge == "worst":
+        first = outcomes["first_success_step"].to_numpy()
+        return np.asarray((first == -1) | (first > steps))
+    predicted = outcomes[f"pred_at_{steps}" if judge == "last" else "pred"]
+    return np.asarray(predicted.to_numpy() == outcomes["label"].to_numpy())
+
+
+def is_baseline(root: Path) -> bool:
+    """Return whether the directory holds a baseline of the gate, not a run."""
+    return (root / "baseline.json").is_file()
+
+
+def read_outcomes(root: Path) -> list[Outcome]:
+    """Return every finished cell of a results directory or a baseline, in an order of their own content.
+
+    Raises UserError where there is neither, or where two of its files don't tell the same.
+    """
+    if is_baseline(root):
+        found = _read_baseline(root)
+    elif (root / "cells").is_dir():
+        found = [_read_cell(root, path) for path in sorted((root / "cells").glob("*.json"))]
+    else:
+        raise UserError(
+            f"{root}: expected a results directory or a baseline, found neither cells/ nor baseline.json; "
+            f"make one with `robustglimpse bench --out {root}`, or a baseline with `robustglimpse regress "
+            f"{root} RUN --update --reason TEXT`"
+        )
+    return sorted(found, key=lambda outcome: json.dumps(outcome.cell, sort_keys=True))
+
+
+def _read_cell(root: Path, path: Path) -> Outcome:
+    record = _json(path)
+    _check_schema(record, path)
+    file = root / "outcomes" / f"{path.stem}.csv.gz"
+    try:
+        frame = pd.read_csv(file).sort_values(["exit", "index"])
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); run the cell again") from None
+    curves, most = [], max(row["steps"] for row in record["rows"])
+    for row in record["rows"]:
+        part = frame[frame["exit"] == row["exit"]]
+        is_end = row["judge"] == "worst" and row["steps"] == most
+        right = is_correct(part, row["judge"], np.inf if is_end else row["steps"])
+        if (int(right.sum()), len(right)) != (row["correct"], row["total"]):
+            raise UserError(
+                f"{file}: {right.sum()} of {len(right)} correct, but {path.name} says {row['correct']} of "
+                f"{row['total']}; one of them was changed: delete both and run the cell again"
+            )
+        curves.append(Curve(row["exit"], row["judge"], row["steps"], right))
+    index = np.unique(frame["index"].to_numpy())
+    eps_text = str(record["rows"][0]["eps_text"])
+    return Outcome(record["cell"], Provenance(**record["provenance"]), eps_text, index, tuple(curves))
+
+
+def _check_schema(record: Row, path: Path) -> None:
+    if record.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path}: expected schema {SCHEMA}, got {record.get('schema')}; make it again with this version"
+        )
+
+
+BASELINE_COLUMNS = (
+    "key", "model", "perturb", "eps", "protocol", "seed", "exit", "judge", "steps", "correct", "total",
+    "accuracy",
+)  # fmt: skip
+
+
+def _read_baseline(root: Path) -> list[Outcome]:
+    path = root / "baseline.json"
+    manifest = _json(path)
+    _check_schema(manifest, path)
+    try:
+        table = pd.read_csv(root / "accuracy.csv", keep_default_na=False)
+        with np.load(root / "outcomes.npz") as arrays:
+            packed = {name: arrays[name] for name in arrays.files}
+        rows = _unpack(packed["bits"], table["total"].tolist())
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{root}: the baseline cannot be read ({error}); restore its three files together"
+        ) from None
+    if [int(row.sum()) for row in rows] != table["correct"].tolist():
+        raise UserError(
+            f"{root}: accuracy.csv and outcomes.npz don't tell the same; restore the three files together, "
+            "or make them again with --update"
+        )
+    curves: dict[str, list[Curve]] = {}
+    for row, right in zip(table.to_dict("records"), rows, strict=True):
+        curve = Curve(int(row["exit"]), str(row["judge"]), int(row["steps"]), right)
+        curves.setdefault(str(row["key"]), []).append(curve)
+    found = []
+    for entry in manifest["cells"]:
+        key, provenance = entry["key"], Provenance(entry["weights_sha256"], entry["data_sha256"])
+        if key not in curves:
+            raise UserError(f"{root}: accuracy.csv lacks the cell {key}; restore the three files together")
+        index = packed.get(f"index_{key}", np.arange(len(curves[key][0].is_correct)))
+        found.append(Outcome(entry["cell"], provenance, entry["eps"], index, tuple(curves[key])))
+    return found
+
+
+def _unpack(bits: NDArray[np.uint8], totals: Sequence[int]) -> list[NDArray[np.bool_]]:
+    rows, start = [], 0
+    for total in totals:
+        stop = start + (total + 7) // 8
+        if stop > len(bits):
+            raise ValueError("outcomes.npz is too short")
+        rows.append(np.unpackbits(bits[start:stop], count=total).astype(bool))
+        start = stop
+    return rows
+
+
+def write_baseline(root: Path, found: Mapping[str, Outcome], entry: Row) -> None:
+    """Replace the baseline by the outcomes, by key, and add the entry to its log.
+
+    Raises UserError where the directory holds a run, which would be lost among the baseline's files.
+    """
+    if (root / "cells").exists():
+        raise UserError(f"{root} is a results directory; choose another directory for the baseline")
+    log = _json(root / "baseline.json")["log"] if is_baseline(root) else []
+    cells, table, bits, arrays = [], [], [np.zeros(0, np.uint8)], {}
+    for key, one in found.items():
+        known = {"key": key, **asdict(one.provenance), "eps": one.eps_text, "cell": one.cell}
+        cells.append(json.dumps(known))
+        if not np.array_equal(one.index, np.arange(len(one.index))):
+            arrays[f"index_{key}"] = one.index
+        said = [key, one.cell["model"], one.cell["perturb"], one.eps_text, one.cell["protocol"]]
+        for curve in one.curves:
+            correct, total = int(curve.is_correct.sum()), len(curve.is_correct)
+            counted = [curve.exit, curve.judge, curve.steps, correct, total, round(correct / total, 6)]
+            table.append([*said, one.cell["seed"], *counted])
+            bits.append(np.packbits(curve.is_correct))
+    content = io.BytesIO()
+    np.savez_compressed(content, bits=np.concatenate(bits), **arrays)  # type: ignore[arg-type]
+    frame = pd.DataFrame(table, columns=list(BASELINE_COLUMNS))
+    write_file(root / "outcomes.npz", content.getvalue())
+    write_file(root / "accuracy.csv", frame.to_csv(index=False).encode())
+    # A line per cell and per update, so that a review shows what changed.
+    lists = [",\n".join(f"  {line}" for line in lines) for lines in (cells, map(json.dumps, [*log, entry]))]
+    text = f'{{\n "schema": {SCHEMA},\n "cells": [\n{lists[0]}\n ],\n "log": [\n{lists[1]}\n ]\n}}\n'
+    write_file(root / "baseline.json", text.encode())
+
+
+def read_failures(root: Path) -> list[Row]:
+    """Return the rows of results.csv that tell of crashed cells; none where there is no such file."""
+    if is_baseline(root) or not (root / "results.csv").is_file():
+        return []
+    frame = read_results(root)
+    failed = frame[frame["status"] == "failed"].to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in failed]
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file, as GitHub's job summary wants it. Raises UserError where that cannot be."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None

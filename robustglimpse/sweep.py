@@ -23,6 +23,7 @@ from robustglimpse.runner import (
     CLEAN,
     Corruption,
     Work,
+    check_counts,
     choose_device,
     data_name,
     load_pairs,
@@ -69,7 +70,10 @@ class Sweep:
     @property
     def names(self) -> tuple[str, ...]:
         """The corruptions asked for, in the paper's order."""
-        chosen = self.corruptions or names(extras=self.extras)
+        chosen = {
+            *(self.corruptions or names()),
+            *(names(extras=True)[len(names()) :] if self.extras else ()),
+        }
         return tuple(name for name in CORRUPTIONS if name in chosen)
 
 
@@ -80,9 +84,7 @@ def sweep_corruptions(asked: Sweep, out: Path, *, command: str = "") -> pd.DataF
     from one pass.  Images are decoded once and corrupted once for all models.  Raises UserError for what
     cannot be asked, before anything is run.
     """
-    check_choices(corruptions=asked.corruptions, preset=asked.preset, store=asked.store)
-    for severity in asked.severities:
-        check_choices(severity=severity)
+    _check(asked)
     device = choose_device(asked.device)
     is_saved = isinstance(asked.data, str) and asked.data in DATASETS and DATASETS[asked.data].is_corrupted
     groups = list(_saved_groups(asked, device) if is_saved else _own_groups(asked, device))
@@ -91,6 +93,16 @@ def sweep_corruptions(asked: Sweep, out: Path, *, command: str = "") -> pd.DataF
     store.add_run(run_info(asked, work, device, command))
     failed = run_all(groups, store, device, title="corruptions")
     return store.results({w.cell.key for w in work}, failed)
+
+
+def _check(asked: Sweep) -> None:
+    """Raise UserError for what cannot be asked."""
+    check_counts(asked)
+    check_choices(corruptions=asked.corruptions, preset=asked.preset, store=asked.store)
+    for severity in asked.severities:
+        check_choices(severity=severity)
+    if "frost" in asked.names:
+        frost_source(asked.frost_dir)
 
 
 def _own_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
@@ -125,7 +137,7 @@ def _corrupted(clean: Work, corruption: Corruption, seed: int) -> Work:
         options["texture"] = corruption.texture
     call = Call(corruption.name, tuple(sorted(options.items())))
     cell = replace(clean.cell, perturb=str(call), seed=seed)
-    return replace(clean, cell=cell, corruption=corruption, clean_key=clean.cell.key)
+    return replace(clean, cell=cell, corruption=corruption, clean=clean.cell)
 
 
 def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
@@ -134,7 +146,10 @@ def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
     cells = [(name, severity) for name in asked.names for severity in sorted(set(asked.severities))]
     for name, severity in cells:
         find_cell(data, asked.data_dir, name, severity)
-    classifiers = dict(named(model, device) for model in asked.models)
+    pairs = [named(model, device) for model in dict.fromkeys(asked.models)]
+    classifiers = dict(pairs)
+    if len(classifiers) < len(pairs):
+        raise UserError("two models have one name; give them names of their own")
     for name, severity in cells:
         corruption = Corruption(name, severity, store="as saved")
         for model, classifier in classifiers.items():
@@ -142,9 +157,11 @@ def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
 
 
 def _saved_work(asked: Sweep, model: str, classifier: Classifier, corruption: Corruption) -> Work:
+    numbered = classifier.classes == tuple(str(k) for k in range(len(classifier.classes)))
     dataset, left_out = load_cell(
         str(asked.data), corruption=corruption.name, severity=corruption.severity, data_dir=asked.data_dir,
-        limit=asked.limit, known=classifier.classes, size_px=asked.size_px or classifier.size_px,
+        limit=asked.limit, known=None if numbered else classifier.classes,
+        size_px=asked.size_px or classifier.size_px,
     )  # fmt: skip
     if left_out:
         print(
@@ -169,9 +186,12 @@ def correctness(results: pd.DataFrame, store: Store) -> pd.DataFrame:
             ordered = part.sort_values("index")
             is_right = (ordered["pred"] == ordered["label"]).to_numpy(np.float64)
             sums.setdefault((str(model), int(str(exit_number)), str(name)), []).append(is_right)
+    images = set(rows["data_sha256"].fillna(""))
     index = pd.MultiIndex.from_tuples(list(sums), names=["model", "exit", "corruption"])
     whole = {len(part) for parts in sums.values() for part in parts}
-    if len(whole) != 1:  # sets that leave out different classes cannot be paired
+    is_saved = bool((rows["preset"] == 0).all())  # then every cell is a file of its own, hashed for itself
+    if len(whole) != 1 or (len(images) != 1 and not is_saved):
+        # Different images, or sets that leave out different classes, cannot be paired.
         return pd.DataFrame(index=index[:0])
     return pd.DataFrame([np.mean(parts, axis=0) for parts in sums.values()], index=index)
 
@@ -190,13 +210,15 @@ def misfit(baseline: Baseline, results: pd.DataFrame) -> str:
     if baseline == alexnet() and not is_imagenet.all():
         return (
             "AlexNet's errors are those of 1000-class ImageNet-C at 224 px, not of "
-            f"{', '.join(sorted(set(rows['dataset'])))}; give the results.csv of a model on the same set"
+            f"{', '.join(sorted(set(rows['dataset'])))} with {rows['classes'].min()} classes at "
+            f"{rows['size_px'].min()} px; give the results.csv of a model on the same set"
         )
+    asked = set(results[results["kind"] == "corruption"]["corruption"])
     severities = tuple(sorted(int(s) for s in rows["severity"].unique()))
-    lacking = sorted(set(rows["corruption"]) - set(baseline.errors))
-    if baseline.severities != severities or lacking:
-        return f"{baseline.name} has other severities, or lacks {', '.join(lacking) or 'no corruption'}"
-    return ""
+    if baseline.severities != severities:
+        return f"{baseline.name} has the severities {baseline.severities}, not {severities}"
+    lacking = sorted({name for name in asked if not CORRUPTIONS[name].extra} - set(baseline.errors))
+    return f"{baseline.name} lacks {', '.join(lacking)}" if lacking else ""
 
 
 def sheet(asked: Sweep, index: int) -> tuple[dict[tuple[str, int], NDArray[np.uint8]], NDArray[np.uint8]]:
@@ -209,6 +231,9 @@ def sheet(asked: Sweep, index: int) -> tuple[dict[tuple[str, int], NDArray[np.ui
     from robustglimpse.corruptions import corrupt
     from robustglimpse.rng import KeyedDraws
 
+    _check(asked)
+    if index < 0:
+        raise UserError(f"the sheet's index must be from 0 up, got {index}")
     dataset = asked.data if isinstance(asked.data, Dataset) else load_data(
         asked.data or "glimpse-digits", split=asked.split, data_dir=asked.data_dir, limit=index + 1,
         size_px=asked.size_px, download=asked.download,

@@ -15,8 +15,8 @@ PACKAGE = Path(robustglimpse.__file__).parent
 # A module may import from its own layer's folder and from layers below (later) only.
 LAYERS = [
     ["cli", "__main__"],
-    ["runner", "sweep", "export", "golden", "report", "regress", "audit", "train"],
-    ["evaluate", "store", "stats", "cost"],
+    ["runner", "sweep", "export", "golden", "frames", "report", "regress", "testing", "audit", "train"],
+    ["evaluate", "store", "stats", "cost", "policy"],
     ["models", "data", "attacks", "corruptions", "recipes"],
     ["registry", "rng", "progress"],
     ["records", "__init__"],
@@ -120,7 +120,9 @@ def test_help_and_list_start_without_torch(arguments: list[str]) -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize("module", ["robustglimpse", "robustglimpse.stats", "robustglimpse.store"])
+@pytest.mark.parametrize(
+    "module", ["", ".stats", ".store", ".policy", ".regress", ".testing", ".report.verdicts"]
+)
 def test_importing_it_loads_no_torch(module: str) -> None:
-    script = f"import sys, {module}; assert 'torch' not in sys.modules"
+    script = f"import sys, robustglimpse{module}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

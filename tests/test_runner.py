@@ -20,7 +20,7 @@ MODEL = "mgnet-r18"
 SMALL = Bench(
     (MODEL,), steps=(1, 3), protocols=("standard", "paper"), limit=12, batch_size=4, device="cpu", eps="2/255"
 )
-UNSTABLE = ["seconds"]  # wall time is the only column that may differ between runs
+UNSTABLE = ["run", "seconds"]  # where and how long: the only columns that may differ between runs
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def same_results(left: Path, right: Path) -> None:
 
 def test_a_run_leaves_a_tidy_table(straight: Path) -> None:
     frame = read_results(straight)
-    assert tuple(frame.columns) == RESULT_COLUMNS
+    assert tuple(frame.columns) == ("run", *RESULT_COLUMNS)
     # One clean row; standard: worst at two counts; paper: last and worst at two counts.
     assert len(frame) == 1 + 2 + 4
     assert frame["accuracy"].between(0, 1).all()

@@ -14,7 +14,7 @@ from robustglimpse.store import read_results
 
 def write(folder: Path, **columns: object) -> Path:
     """Write a results.csv with one row and return its folder."""
-    row = {name: "" for name in RESULT_COLUMNS}
+    row: dict[str, object] = dict.fromkeys(RESULT_COLUMNS, "")
     row |= {"schema": SCHEMA, "model": "m", "dataset": "d", "steps": 4, "accuracy": 0.5, "status": "ok"}
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame([{**row, **columns}]).to_csv(folder / "results.csv", index=False)
@@ -62,7 +62,7 @@ def test_a_newer_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "schema\nfour\n"])
 def test_what_is_no_results_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(content)
-    with pytest.raises(UserError, match="not a results.csv") as error:
+    with pytest.raises(UserError, match=r"not a results\.csv") as error:
         read_results(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -11,7 +11,8 @@ Everybody attacks the same glimpse-digits images, none of which is dropped: labe
 predictions.  The contenders take turns, round after round, so that a busy machine is busy for all; a
 ratio is the median over rounds of that round's ratio.  The rows:
 
-    bare limit           forward and input gradient of the frozen channels-last network, nothing else
+    bare limit           forward and input gradient of our frozen network (channels-last, batch norms
+                         merged), nothing else
     pgd                  robustglimpse.attacks.gradient.pgd
     bare limit, judged   the bare limit and two forward passes: the clean verdict and the last one
     pgd, judged          evaluate.attack under the `paper` protocol: clean verdict, every iterate judged
@@ -63,7 +64,7 @@ Contenders = dict[str, Callable[[], object]]
 class Subject:
     """One set of weights, as we freeze them and as a peer's user has them, and the images attacked.
 
-    network: the one inside classifier.  y: i64 [B], the classifier's own predictions of batch.
+    network: the same as the one inside classifier.  y: i64 [B], the classifier's own predictions of batch.
     """
 
     network: MGNet
@@ -105,6 +106,7 @@ def subject(name: str, batch_size: int, *, random_weights: bool) -> Subject:
     network.load_state_dict(state)
     twin.load_state_dict(state)
     classifier = zoo.classifier(network, card, name=name, sha256="")
+    network = zoo.frozen(network)
     batch = next(load_data("glimpse-digits", limit=batch_size).batches(batch_size))
     x = batch.images.float() / 255
     with torch.no_grad():

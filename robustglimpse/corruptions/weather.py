@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,18 @@ def frost(x: Tensor, severity: int, preset: int, draws: Draws, *, frost_dir: Pat
 
 
 def frost_source(frost_dir: Path | None = None) -> str:
-    """Return where the frost textures come from: "dir", "imagecorruptions" or "procedural"."""
+    """Return where the frost textures come from: "dir:HASH", "imagecorruptions" or "procedural".
+
+    HASH: of the files in frost_dir, so that results made with others are not taken for these.  Raises
+    UserError where one of them is missing or no image.
+    """
+    if frost_dir == PROCEDURAL:
+        return "procedural"
     if frost_dir is not None:
-        return "procedural" if frost_dir == PROCEDURAL else "dir"
+        digest = hashlib.sha256()
+        for name in FROST_FILES:
+            digest.update(_read_texture(frost_dir / name).tobytes())
+        return f"dir:{digest.hexdigest()[:12]}"
     return "imagecorruptions" if _installed_textures() else "procedural"
 
 
@@ -156,6 +166,7 @@ def _linear_taps(size: int, scale: float) -> tuple[Array, tuple[Array, Array]]:
     return first.clip(0, size - 1), (weights[0], weights[1])
 
 
+@lru_cache(maxsize=len(FROST_FILES))
 def _procedural_texture(number: int) -> Array:
     """Return a texture u8 [h,w,3] of ours: ridges of fractal noise in pale blue, the same every time.
 

@@ -100,6 +100,8 @@ class Dataset:
 
     def first(self, limit: int | None) -> Dataset:
         """Return the first `limit` images of the set, all when None."""
+        if limit is not None and limit < 1:
+            raise UserError(f"limit must be at least 1, got {limit}; leave it out for the whole set")
         return replace(self, images=self.images[:limit], labels=self.labels[:limit])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -135,6 +137,8 @@ def load_data(
     row = find(DATASETS, kind, kind="data set", listing="data")
     if limit is not None and limit < 1:
         raise UserError(f"limit must be at least 1, got {limit}; leave it out for the whole split")
+    if size_px is not None and size_px < 1:
+        raise UserError(f"size must be at least 1 px, got {size_px}")
     options: Mapping[str, Any] = {
         "split": row.default_split if split is None else split,
         "data_dir": Path(path) if path else data_dir,

@@ -96,8 +96,8 @@ def _cifar_cell(path: Path, split: str, severity: int, limit: int | None) -> Dat
     """Return a fifth of an array u8 [5N,32,32,3]: severities lie one after the other."""
     try:
         images = np.load(path, mmap_mode="r")
-        labels = np.load(path.with_name("labels.npy")).astype(np.int64)
-    except (OSError, ValueError) as error:
+        labels = np.load(path.with_name("labels.npy")).reshape(-1).astype(np.int64)
+    except (OSError, ValueError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: cannot be read with its labels.npy ({reason}); fetch it again") from None
     shape = images.shape
@@ -118,7 +118,7 @@ def by_split(
 ) -> Dataset:
     """Return the cell named by a split such as "fog/3"."""
     corruption, _, severity = split.partition("/")
-    if not severity.isdigit():
+    if severity not in {"1", "2", "3", "4", "5"}:
         raise UserError(
             f"{name} is one set per corruption and severity: name it with --split fog/3, "
             "or run them all with `robustglimpse corruptions`"

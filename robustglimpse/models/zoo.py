@@ -150,13 +150,8 @@ def load_strictly(network: MGNet, state: Mapping[str, Tensor], path: Path) -> No
 
 
 def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: str = "cpu") -> Classifier:
-    """Return a copy of the network as a Classifier: frozen, in eval mode, channels-last, normalising inside.
-
-    Batch norms are merged into their convolutions.
-    """
-    network = copy.deepcopy(network).eval().requires_grad_(False)
-    fold_batch_norm_(network.backbone)
-    network = network.to(device).to(memory_format=torch.channels_last)
+    """Return a copy of the network as a Classifier: frozen as by `frozen`, normalising inside."""
+    network = frozen(network, device)
     mean = torch.tensor(card.mean, device=device)[:, None, None]
     std = torch.tensor(card.std, device=device)[:, None, None]
 
@@ -185,6 +180,13 @@ def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: st
             "device": device,
         },
     )
+
+
+def frozen(network: MGNet, device: str = "cpu") -> MGNet:
+    """Return a copy in eval mode, channels-last, without gradients of its weights, batch norms merged."""
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    fold_batch_norm_(network.backbone)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def import_checkpoint(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,6 +91,137 @@ def _steps_panel(panel: Axes, rows: pd.DataFrame) -> None:
     panel.set_axisbelow(True)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
+
+
+def steps_panel(rows: pd.DataFrame) -> Figure:
+    """Return Figure 4 of one backbone for a page: the lines of its models and protocols, named at their ends.
+
+    rows: clean and attacked rows of one threat on one data set.  A model without clean rows starts at its
+    first step.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 3.5), layout="constrained")
+    panel = figure.subplots()
+    clean = rows[rows["kind"] == "clean"]
+    attacked = rows[rows["kind"] == "attack"]
+    styles = _model_styles(attacked)
+    ends = []
+    for (model, protocol), group in attacked.groupby(["shown", "protocol"], sort=False):
+        colour, marker = styles[str(model)]
+        line = pd.concat([clean[clean["shown"] == model].head(1), group.sort_values("steps")])
+        x, y = line["steps"].to_numpy(float), 100 * line["accuracy"].to_numpy(float)
+        panel.plot(
+            x, y, color=colour, marker=marker, linestyle=PROTOCOL_LINES.get(str(protocol), "solid"),
+            markersize=4, linewidth=1.6, clip_on=False, zorder=3,
+        )  # fmt: skip
+        low, high = (100 * line[name].to_numpy(float) for name in ("ci_low", "ci_high"))
+        panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        ends.append((x[-1], y[-1], f"{model}, {protocol}", colour))
+    counts = sorted({0, *(int(k) for k in attacked["steps"])})
+    panel.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
+    panel.set_xticks(counts, [str(k) for k in counts])
+    panel.set_xticks([], minor=True)
+    panel.set_xlim(0, max(counts))
+    _percent_axis(panel)
+    panel.set_xlabel("attack steps (0: clean)")
+    _label_ends(panel, ends)
+    return figure
+
+
+def exits_panel(points: pd.DataFrame) -> Figure:
+    """Return Figure 3 for a page: accuracy against GMACs, a point per exit, a line per model.
+
+    points: columns shown, family, exit, gmacs, accuracy, ci_low, ci_high; fractions, intervals may be NaN.
+    The axis of accuracy need not start at 0.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    panel = figure.subplots()
+    styles = _model_styles(points)
+    for model, group in points.groupby("shown", sort=False):
+        colour, marker = styles[str(model)]
+        line = group.sort_values("exit")
+        x, y, low, high = (line[c].to_numpy(float) for c in ("gmacs", "accuracy", "ci_low", "ci_high"))
+        errors = 100 * np.nan_to_num([y - low, high - y]).clip(0)
+        panel.errorbar(
+            x, 100 * y, yerr=errors, label=_plain(str(model)), color=colour, marker=marker, markersize=5,
+            linewidth=1.4, elinewidth=1, clip_on=False, zorder=3,
+        )  # fmt: skip
+    panel.set_xlim(0, 1.08 * float(points["gmacs"].max()))
+    panel.locator_params(axis="x", nbins=5)
+    _percent_axis(panel)
+    lowest = 100 * float(points[["accuracy", "ci_low"]].min().min())
+    panel.set_ylim(10 * max(0, min(8, int(lowest // 10))), 100)
+    panel.set_xlabel("GMACs per image")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def _model_styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Return colour and marker by model: its family's, or the next free ones."""
+    free = [("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#7F7F7F", "X")]
+    usual = {family: (colour, marker) for family, (_, colour, marker) in FAMILY_STYLES.items()}
+    styles: dict[str, tuple[str, str]] = {}
+    for model, family in rows[["shown", "family"]].drop_duplicates().itertuples(index=False):
+        own = usual.pop(family, None)
+        styles[str(model)] = own or free[len(styles) % len(free)]
+    return styles
+
+
+def _percent_axis(panel: Axes) -> None:
+    panel.set_ylim(0, 100)
+    panel.set_ylabel("accuracy (%)")
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.set_axisbelow(True)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
+
+
+def _label_ends(panel: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each line's name beside its right end, moved apart vertically where they would touch."""
+    gap, place = 6.5, -np.inf
+    heights = {}
+    for k in sorted(range(len(ends)), key=lambda k: ends[k][1]):
+        place = max(ends[k][1], place + gap)
+        heights[k] = place
+    top = max(heights.values(), default=0)
+    for k, (_, _, name, colour) in enumerate(ends):
+        panel.annotate(
+            _plain(name), (1, (heights[k] - max(0.0, top - 100)) / 100), xycoords="axes fraction",
+            xytext=(8, 0), textcoords="offset points", va="center", fontsize=9, color=colour,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _plain(text: str) -> str:
+    """Return text that matplotlib takes literally: names come from files, and $ would start a formula."""
+    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
+
+
+def inline_svg(figure: Figure, *, prefix: str, title: str) -> str:
+    """Return the figure as an <svg> element for a page: the page's ink, no ids or links beyond its own.
+
+    Black becomes currentColor, grid and series CSS variables (--grid, --s-0072b2), so that a page can
+    turn dark.  prefix: put before every id, for several figures share a page.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has its own
+        text = render(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.S)
+    text = re.sub(r"\s*<g id=\"patch_1\">.*?</g>", "", text, count=1, flags=re.S)  # the white sheet
+    view_box = re.search(r'viewBox="([\d. ]+)"', text)
+    assert view_box is not None
+    head = f'<svg viewBox="{view_box[1]}" role="img" aria-label="{escape(title, quote=True)}">'
+    text = re.sub(r"<svg.*?>", lambda _: head, text, count=1, flags=re.S)
+    text = re.sub(r'\b(id="|href="#|url\(#)', lambda m: f"{m[1]}{prefix}-", text).replace(
+        "xlink:href", "href"
+    )
+    for name, value in {"#000000": "currentColor", "#ffffff": "var(--bg)", "#dddddd": "var(--grid)"}.items():
+        text = re.sub(rf"(fill|stroke): {name}", rf"\1: {value}", text)
+    return re.sub(r"(fill|stroke): #([0-9a-f]{6})", r"\1: var(--s-\2, #\2)", text)
 
 
 def table2_heatmap(table: Table2) -> Figure:

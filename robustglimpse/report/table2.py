@@ -58,11 +58,13 @@ def table2(results: pd.DataFrame, correct: pd.DataFrame) -> Table2:
     """
     rows = results[results["status"] == "ok"]
     corrupted = rows[rows["kind"] == "corruption"]
-    severities = corrupted["severity"].nunique()
+    # What was asked for, crashed or not: a hole must not look like a mean of less.
+    asked = results[results["kind"] == "corruption"]
+    severities = asked["severity"].nunique()
     cells = corrupted.groupby(["model", "exit", "corruption"])["accuracy"].agg(["mean", "count"])
     means = cells["mean"].where(cells["count"] == severities).unstack("corruption")
-    columns = [name for name in names(extras=True) if name in means.columns]
-    means = means[columns]
+    columns = [name for name in names(extras=True) if name in set(asked["corruption"])]
+    means = means.reindex(columns=columns)
     means.insert(0, "average", means[_averaged(columns)].mean(axis=1, skipna=False))
     clean = rows[rows["kind"] == "clean"].drop_duplicates(["model", "exit"]).set_index(["model", "exit"])
     means.insert(0, "clean", clean["accuracy"].reindex(means.index))
@@ -88,9 +90,12 @@ def _best(means: pd.DataFrame, correct: pd.DataFrame, columns: Sequence[str]) ->
     """
     shown = ["average", *columns]
     is_best = np.zeros((len(means), len(shown)), bool)
-    for x, column in enumerate(shown if len(means) > 1 and len(correct) else []):
+    can_test = len(means) > 1 and len(correct) > 0 and correct.shape[1] > 1
+    for x, column in enumerate(shown if can_test else []):
         of = _averaged(columns) if column == "average" else [column]
         scores = correct[correct.index.get_level_values("corruption").isin(of)]
+        if scores.empty:
+            continue
         per_image = scores.groupby(level=["model", "exit"]).mean().reindex(means.index).to_numpy()
         accuracy = means[column].to_numpy(float)
         present = np.flatnonzero(~np.isnan(accuracy))
@@ -142,7 +147,7 @@ def to_latex(table: Table2, *, paper: bool = False) -> str:
     body: list[str] = []
     for k, block in enumerate(blocks):
         body += [r"\midrule"] if k else []
-        body += [" & ".join(cell.replace("_", r"\_") for cell in line) + r" \\" for line in block]
+        body += [" & ".join([_escaped(line[0]), *line[1:]]) + r" \\" for line in block]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{lr{'r' * (len(LABELS) - 2 + len(shown))}}}",
@@ -156,6 +161,18 @@ def to_latex(table: Table2, *, paper: bool = False) -> str:
             r"\end{tabular}",
         ]
     )
+
+
+def _escaped(text: str) -> str:
+    """Return text with what LaTeX would read as commands taken literally."""
+    for sign in "\\&%$#_{}~^":
+        if sign in "~^\\":
+            text = text.replace(
+                sign, {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": "/"}[sign]
+            )
+        else:
+            text = text.replace(sign, "\\" + sign)
+    return text
 
 
 def to_csv(table: Table2, *, paper: bool = False) -> str:
@@ -225,13 +242,15 @@ def baseline_from(results: pd.DataFrame, *, where: str) -> Baseline:
         raise UserError(
             f"{where}: a baseline must hold the corruptions of one model, got {', '.join(models) or 'none'}"
         )
+    severities = tuple(sorted(int(s) for s in results[results["kind"] == "corruption"]["severity"].unique()))
     corrupted = corrupted[corrupted["exit"] == corrupted["exit"].max()]
     clean = rows[(rows["kind"] == "clean") & (rows["exit"] == corrupted["exit"].max())]
-    errors = 1 - corrupted.groupby("corruption")["accuracy"].mean()
+    cells = corrupted.groupby("corruption")["accuracy"].agg(["mean", "count"])
+    errors = 1 - cells["mean"][cells["count"] == len(severities)]  # one with a hole is no mean of them all
     return Baseline(
         models[0],
         {str(name): float(error) for name, error in errors.items()},
-        tuple(sorted(int(s) for s in corrupted["severity"].unique())),
+        severities,
         float(1 - clean["accuracy"].iloc[0]) if len(clean) else float("nan"),
     )
 
@@ -248,8 +267,8 @@ def summary(results: pd.DataFrame, baseline: Baseline | None) -> pd.DataFrame:
     for family in FAMILIES:
         members = [name for name in columns if CORRUPTIONS[name].family == family]
         out[family] = values[members].mean(axis=1, skipna=False) if members else np.nan
-    corrupted = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
-    severities = tuple(sorted(int(s) for s in corrupted["severity"].unique()))
+    asked = results[results["kind"] == "corruption"]
+    severities = tuple(sorted(int(s) for s in asked["severity"].unique()))
     out["mce"] = out["relative_mce"] = np.nan
     fits = baseline is not None and baseline.severities == severities and set(columns) <= set(baseline.errors)
     if baseline is None or not fits:

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import pandas as pd
 
+from robustglimpse.attacks import ATTACKS
 from robustglimpse.records import PROTOCOLS
 
 # From the mildest to the hardest, as readers should meet them.
@@ -24,7 +25,10 @@ def headline(results: pd.DataFrame, *, all_exits: bool = False) -> pd.DataFrame:
         ["backbone", "family", "model", "attack", "exit", "order", "steps"], kind="stable"
     )
     first_judge = {name: protocol.judges[0] for name, protocol in PROTOCOLS.items()}
-    is_quoted = (rows["kind"] == "clean") | (rows["judge"] == rows["protocol"].map(first_judge))
+    is_quoted = (rows["kind"] == "clean") | (
+        rows["judge"] == rows["protocol"].map(first_judge).fillna("worst")
+    )
+    is_quoted |= rows["attack"].isin([name for name, row in ATTACKS.items() if row.runs_long])  # worst alone
     rows = rows[is_quoted].drop(columns="order")
     return rows if all_exits else rows[rows["exit"] == rows.groupby("model")["exit"].transform("max")]
 

@@ -1,4 +1,4 @@
-"""Spatter: no reference pictures exist, so its parts by hand, and the whole against the OpenCV it came from."""
+"""Spatter has no reference pictures: its parts by hand, and the whole against the OpenCV it came from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustglimpse.corruptions import SEVERITIES
-from robustglimpse.corruptions.spatter import FAR_PX, MUD, SPATTER, WATER, _distance, _equalised, spatter
+from robustglimpse.corruptions.spatter import (
+    FAR_PX,
+    MUD,
+    SPATTER,
+    WATER,
+    _distance,
+    _edges,
+    _equalised,
+    spatter,
+)
 from robustglimpse.data import Dataset
 from robustglimpse.rng import LegacyDraws
 
@@ -66,6 +75,43 @@ def test_water_brightens_and_mud_darkens_a_bright_image(preset: int) -> None:
         assert wet.any()
         assert not wet.all()
         assert ((found < bright) == (wet & (severity in MUD_SEVERITIES))).all()
+
+
+def test_mud_covers_where_four_fifths_of_a_blurred_splash_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A splash over a quarter-plane, blurred by sigma 1.5: along a side .63, .85 and .95 of it are left in
+    # the first three pixels.  In the corner these are multiplied: .85 * .85 is too little, .85 * .95 is not.
+    monkeypatch.setitem(SPATTER, 64, ((0.0, 1.0, 0.1, 0.5, 1.5, True),))
+    splash = torch.zeros(40, 40)
+    splash[20:, 20:] = 1
+    draws: Any = SimpleNamespace(normal=lambda label, shape: splash[None].clone())
+    white = torch.full((1, 40, 40, 3), 255, dtype=torch.uint8)
+    muddy = (spatter(white, 1, 64, draws) != white).any(3)[0]
+    assert torch.arange(40)[muddy[35]].min() == 21
+    assert torch.arange(40)[muddy[:, 35]].min() == 21
+    assert muddy[20:24, 20:24].int().tolist() == [[0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("height, is_edge", [(37, False), (38, True)])
+def test_an_edge_is_one_pixel_wide_and_four_times_its_height_strong(height: int, is_edge: bool) -> None:
+    plane = torch.zeros(1, 5, 9, dtype=torch.int32)
+    plane[:, :, 5:] = height  # 4 * 37 is below 150, and 4 * 38 above
+    assert _edges(plane)[0].int().tolist() == [[0, 0, 0, 0, int(is_edge), 0, 0, 0, 0]] * 5
+
+
+def test_an_edge_goes_on_while_it_is_weak_and_ends_where_it_is_weaker() -> None:
+    # A step that falls from 60 to 1: strong to row 23, 4 * 37 + 6 there, and above 50 to row 48, 4 * 12 + 6.
+    plane = torch.zeros(1, 60, 9, dtype=torch.int32)
+    plane[:, :, 5:] = torch.arange(60, 0, -1)[:, None]
+    assert _edges(plane)[0, :, 5].tolist() == [True] * 49 + [False] * 11
+    assert not _edges(plane[:, 25:]).any(), "a weak edge alone is none"
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_slanting_edge_lies_on_both_its_sides(turns: int) -> None:
+    y, x = torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij")
+    plane = ((x + y >= 11) * 100).int().rot90(turns)
+    expected = ((x + y == 10) | (x + y == 11)).rot90(turns)
+    assert torch.equal(_edges(plane[None].contiguous())[0, 1:-1, 1:-1], expected[1:-1, 1:-1])
 
 
 def steps(dy: int, dx: int) -> int:

@@ -1,0 +1,137 @@
+"""Results as pandas frames: per-sample outcomes, step curves, Table 2, paired differences of two models.
+
+Each function takes frames and returns one; reading is read_results' and outcomes'. Loads no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustglimpse.records import UserError
+from robustglimpse.report import table2
+from robustglimpse.report.tables import headline
+from robustglimpse.stats import holm, mcnemar, newcombe
+from robustglimpse.store import Outcome, read_outcomes
+
+# What two models must share to be compared sample by sample.
+CONDITION = [
+    "data",
+    "split",
+    "data_sha256",
+    "perturb",
+    "eps_text",
+    "norm",
+    "protocol",
+    "seed",
+    "judge",
+    "steps",
+]
+
+
+def outcomes(*paths: str | Path) -> pd.DataFrame:
+    """Return one row per cell, exit, verdict, step count and sample of results directories or baselines.
+
+    Columns: run, model, weights_sha256, those of CONDITION, exit, index (the sample's place in its data
+    set), is_correct.
+    """
+    frames = [
+        _samples(outcome, str(path), exit_number, judge, steps, is_correct)
+        for path in paths
+        for outcome in read_outcomes(Path(path))
+        for exit_number, judge, steps, is_correct in (
+            (c.exit, c.judge, c.steps, c.is_correct) for c in outcome.curves
+        )
+    ]
+    if not frames:
+        raise UserError(f"{', '.join(map(str, paths))}: no finished cell there yet; run the command again")
+    return pd.concat(frames, ignore_index=True)
+
+
+def _samples(
+    outcome: Outcome, run: str, exit_number: int, judge: str, steps: int, is_correct: Any
+) -> pd.DataFrame:
+    cell = outcome.cell
+    told = {
+        "run": run,
+        "model": cell["model"],
+        "weights_sha256": outcome.provenance.weights_sha256,
+        "data": cell["data"],
+        "split": cell["split"],
+        "data_sha256": outcome.provenance.data_sha256,
+        "perturb": cell["perturb"],
+        "eps_text": outcome.eps_text,
+        "norm": cell["threat"]["norm"],
+        "protocol": cell["protocol"],
+        "seed": cell["seed"],
+        "judge": judge,
+        "steps": steps,
+        "exit": exit_number,
+    }
+    return pd.DataFrame({**told, "index": outcome.index, "is_correct": is_correct})
+
+
+def steps_curve(results: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy by steps (columns; 0 is clean), a row per model, attack, eps and protocol.
+
+    The verdict is each protocol's own, at the last exit: the lines of Figure 4.
+    """
+    rows = headline(results)
+    attacked = rows[rows["kind"] == "attack"]
+    named = ["model", "attack", "eps_text", "protocol"]
+    curve = attacked.pivot_table(index=named, columns="steps", values="accuracy", sort=False)
+    clean = rows[rows["kind"] == "clean"].drop_duplicates("model").set_index("model")["accuracy"]
+    curve.insert(0, 0, curve.index.get_level_values("model").map(clean.to_dict()))
+    return curve
+
+
+def corruption_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Return Table 2: a row per model and glimpses, accuracy clean, on average and per corruption."""
+    return table2.table2(results, pd.DataFrame()).values
+
+
+def corruption_errors(results: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return mean accuracies in all and per family, and mCE, a row per model and glimpses.
+
+    baseline: the results of one model on the same set, whose errors mCE divides by; NaN without one.
+    """
+    divisor = None if baseline is None else table2.baseline_from(baseline, where="baseline")
+    return table2.summary(results, divisor)
+
+
+def paired_difference(samples: pd.DataFrame, before: str, after: str) -> pd.DataFrame:
+    """Return how much more accurate `after` is than `before`, a row per condition that both were run under.
+
+    samples: what outcomes gives.  before, after: models; each is taken at its last exit.
+    Columns: those of CONDITION, n, lost, gained (samples), difference with its 95 % interval (Newcombe),
+    p_value (McNemar, exact) and p_holm, corrected for all rows together.
+    Raises UserError where a model is missing, or the two share no images under any condition.
+    """
+    sides = []
+    for model in (before, after):
+        rows = samples[samples["model"] == model]
+        if rows.empty:
+            known = ", ".join(sorted(set(samples["model"])))
+            raise UserError(f"no outcomes of {model!r}; there are those of {known}")
+        last = rows[rows["exit"] == rows["exit"].max()]
+        sides.append(last.drop_duplicates([*CONDITION, "index"])[[*CONDITION, "index", "is_correct"]])
+    both = sides[0].merge(sides[1], on=[*CONDITION, "index"], suffixes=("_before", "_after"))
+    if both.empty:
+        raise UserError(f"{before} and {after} were not run on the same images under any one condition")
+    found = []
+    for condition, group in both.groupby(CONDITION, sort=False):
+        a, b = group["is_correct_before"].to_numpy(), group["is_correct_after"].to_numpy()
+        lost, gained = int((a & ~b).sum()), int((~a & b).sum())
+        change = newcombe(int((a & b).sum()), lost, gained, int((~a & ~b).sum()))
+        told = dict(zip(CONDITION, condition if isinstance(condition, tuple) else (condition,), strict=True))
+        found.append(
+            {
+                **told, "n": len(a), "lost": lost, "gained": gained, "difference": change.value,
+                "ci_low": change.low, "ci_high": change.high, "p_value": mcnemar(lost, gained),
+            }
+        )  # fmt: skip
+    frame = pd.DataFrame(found)
+    return frame.assign(p_holm=np.array(holm(frame["p_value"].tolist())))
