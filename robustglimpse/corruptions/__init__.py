@@ -144,7 +144,7 @@ def check_choices(
     """Raise UserError unless all of these exist."""
     for name in corruptions:
         find(CORRUPTIONS, name, kind="corruption", listing="corruptions")
-    if severity not in SEVERITIES:
+    if severity not in SEVERITIES or not isinstance(severity, int):
         raise UserError(f"severity must be 1, 2, 3, 4 or 5, got {severity}")
     if preset is not None and preset not in PRESETS:
         raise UserError(f"preset must be 32, 64 or 224, got {preset}; leave it out to choose by size")

@@ -66,8 +66,9 @@ def _by_fourier(v: Tensor, kernel: Array) -> Tensor:
     """Return floats [B,H,W,C] correlated with the kernel f64 [k,k], but for the last k-1 rows and columns."""
     size = tuple(_fast_length(side) for side in v.shape[1:3])
     spectrum = _spectrum(kernel.tobytes(), len(kernel), size).to(v.device)
-    planes = v.permute(0, 3, 1, 2)
-    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(planes, size) * spectrum, size)
+    # One image at a time: transforms of another batch end in other last bits, and are slower here.
+    planes = [one.permute(2, 0, 1).contiguous() for one in v]
+    out = torch.stack([torch.fft.irfft2(torch.fft.rfft2(p, size) * spectrum, size) for p in planes])
     return out.permute(0, 2, 3, 1)
 
 

@@ -130,19 +130,36 @@ def _sample(planes: Tensor, places: Tensor) -> Tensor:
 
 
 def pixelate(x: Tensor, severity: int, preset: int, draws: Draws) -> Tensor:
-    """Return the images shrunk by averaging and enlarged by repeating."""
+    """Return the images shrunk by averaging and enlarged by repeating, as Pillow's BOX filter does both."""
     factor = PIXELATE[preset][severity - 1]
     height, width = x.shape[1:3]
-    small = [max(1, int(side * factor)) for side in (height, width)]
-    pixels = x.double()
+    small = max(1, int(height * factor)), max(1, int(width * factor))
+    return _pixelate_by_pillow(x, *small) if x.device.type == "cpu" else _pixelate_in_batch(x, *small)
+
+
+def _pixelate_by_pillow(x: Tensor, rows: int, columns: int) -> Tensor:
+    from PIL import Image
+
+    height, width = x.shape[1:3]
+    out = np.empty(tuple(x.shape), np.uint8)
+    for target, pixels in zip(out, x.numpy(), strict=True):
+        small = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BOX)
+        target[:] = np.asarray(small.resize((width, height), Image.Resampling.BOX))
+    return torch.from_numpy(out)
+
+
+def _pixelate_in_batch(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Return the same levels on any device, without a way through the host."""
+    height, width = x.shape[1:3]
     # Pillow resamples the rows first and rounds to levels in between.
-    pixels = _box(pixels.transpose(1, 2), width, small[1]).transpose(1, 2)
-    pixels = _box(pixels, height, small[0]).to(torch.uint8)
-    rows, columns = (
-        (torch.arange(big, device=x.device) + 0.5).mul_(little / big).long()
-        for big, little in zip((height, width), small, strict=True)
-    )
-    return pixels.index_select(1, rows).index_select(2, columns)
+    pixels = _box(x.double().transpose(1, 2), width, columns).transpose(1, 2)
+    pixels = _box(pixels, height, rows).to(torch.uint8)
+    # In f64: where a target pixel's centre falls between two source pixels, f32 takes the wrong one.
+    places = [
+        (torch.arange(big, dtype=torch.float64, device=x.device) + 0.5).mul_(little / big).long()
+        for big, little in ((height, rows), (width, columns))
+    ]
+    return pixels.index_select(1, places[0]).index_select(2, places[1])
 
 
 def _box(pixels: Tensor, old: int, new: int) -> Tensor:

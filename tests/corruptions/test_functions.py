@@ -409,6 +409,7 @@ def test_pixelate_is_pillows_box_both_ways(height: int, width: int, preset: int)
     for severity, factor in enumerate(digital.PIXELATE[preset], 1):
         small = int(width * factor), int(height * factor)
         found = digital.pixelate(x, severity, preset, NONE)
+        assert torch.equal(found, digital._pixelate_in_batch(x, small[1], small[0])), "as on other devices"
         for ours, pixels in zip(found.numpy(), x.numpy(), strict=True):
             shrunk = Image.fromarray(pixels).resize(small, Image.Resampling.BOX)
             theirs = shrunk.resize((width, height), Image.Resampling.BOX)
