@@ -189,7 +189,7 @@ def corruptions(
     ] = StoreChoice.exact,
     frost_dir: Annotated[
         Path | None,
-        typer.Option(help="Frost textures.  [default: an installed imagecorruptions', else our own]"),
+        typer.Option(help="Frost textures; `procedural:` for our own.  [default: an installed imagecorruptions', else our own]"),
     ] = None,
     data: Annotated[
         str | None,
@@ -363,7 +363,7 @@ def corrupt(
     ] = StoreChoice.jpeg85,
     frost_dir: Annotated[
         Path | None,
-        typer.Option(help="Frost textures.  [default: an installed imagecorruptions', else our own]"),
+        typer.Option(help="Frost textures; `procedural:` for our own.  [default: an installed imagecorruptions', else our own]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
 ) -> None:

@@ -6,9 +6,11 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from robustglimpse import cli, recipes
@@ -16,13 +18,18 @@ from robustglimpse.models import models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-# What keeps a documented bench short enough for a test; the last of a repeated flag counts.
-SHORT = ["--limit", "4", "--steps", "1", "--out", "run", "--device", "cpu"]
+GATE = (ROOT / "docs" / "gate.md").read_text()
+# What keeps a documented command short enough for a test; the last of a repeated flag counts.
+SHORT = {
+    "bench": ["--limit", "4", "--steps", "1", "--out", "run", "--device", "cpu"],
+    "corruptions": ["--limit", "3", "--severity", "1", "--out", "run", "--device", "cpu"],
+    "corrupt": ["--severity", "1", "--size", "16"],
+}
 
 
 def documented() -> list[str]:
     """Return every robustglimpse command in README's blocks and in the commands' docstrings."""
-    texts = [README] + [
+    texts = [README, GATE] + [
         re.sub(r"\n +--", " --", c.callback.__doc__ or "") for c in cli.app.registered_commands
     ]
     found = [m for text in texts for m in re.findall(r"^ {4,}(?:.*&& \S*/)?(robustglimpse .*)$", text, re.M)]
@@ -34,19 +41,28 @@ def test_there_are_documented_commands_of_every_kind() -> None:
     assert kinds == {sub.name or sub.callback.__name__ for sub in cli.app.registered_commands}
 
 
+def there(arguments: list[str]) -> bool:
+    """Return whether all files that a command reads are here."""
+    paths = [a for a in arguments if a.endswith((".safetensors", ".ckpt", ".toml", ".zip"))]
+    paths += [a for a in arguments if a.startswith(("results/", "runs/"))]
+    paths += [b for a, b in pairwise(arguments) if a == "--data-dir"]
+    return all(Path(path).exists() for path in paths)
+
+
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_works(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, kind, *arguments = shlex.split(command)
-    if kind == "list":
-        result = CliRunner().invoke(cli.app, [kind, *arguments], catch_exceptions=False)
-    elif kind == "train":
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    Image.new("RGB", (40, 30), (90, 120, 60)).save(tmp_path / "photos" / "cat" / "one.png")
+    if kind == "train":
         assert arguments[0] in recipes.names()
-        result = CliRunner().invoke(cli.app, [kind, *arguments, "--help"], catch_exceptions=False)
-    elif kind == "bench" and "runs/train" not in command:
-        result = CliRunner().invoke(cli.app, [kind, *arguments, *SHORT], catch_exceptions=False)
-    else:  # needs a file that is not here: its flags at least must exist
-        result = CliRunner().invoke(cli.app, [kind, *arguments, "--help"], catch_exceptions=False)
+    if kind == "train" or not there(arguments):  # its flags at least must exist
+        arguments, short = [*arguments, "--help"], []
+    else:
+        short = SHORT.get(kind, [])
+    result = CliRunner().invoke(cli.app, [kind, *arguments, *short], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     for name in re.findall(r"--model (\S+)", command):
         assert name.endswith(".safetensors") or f"{name}@glimpse-digits" in models()
@@ -82,5 +98,5 @@ def test_every_option_and_command_says_what_it_is(command: str) -> None:
 def test_readme_has_the_two_lines() -> None:
     lines = [line.strip() for line in README.splitlines() if line.startswith("    python3 -m venv")]
     assert len(lines) == 2
-    assert "robustglimpse bench --model ffnet-r18 --model mgnet-r18" in lines[0]
+    assert "robustglimpse bench --model ffnet-r50 --model mgnet-r50" in lines[0]
     assert lines[1].endswith(".venv/bin/tox")
