@@ -22,11 +22,16 @@ ratio is the median over rounds of that round's ratio.  The rows:
 
 A peer that is not installed is left out, with a note on stderr.
 
-To be measured in full on an idle machine.  So far there are single input gradients, without the attack's
-own arithmetic (CPU time, one thread of a busy two-core AVX-512 Xeon, torch 2.14.1, batch 64, 64 px,
-random weights, ms): ffnet-r18 492 frozen channels-last and 437 as users have it; mgnet-r18 399 and 388.
-So expect `pgd / it` near 1.02 for the bare limit, and above 1 for torchattacks: about 1.14 (ffnet-r18)
-and 1.03 (mgnet-r18), as channels-last convolutions of 4 px maps and smaller are the slower ones here.
+Measured on 2026-11-23, one thread of a two-core AVX-512 Xeon, torch 2.14.1, torchattacks 3.5.1, foolbox
+3.3.4, `--threads 1 --rounds 3` (ms a step, and `pgd / it`):
+
+    ffnet-r18   bare 449 (1.02)   pgd 459   torchattacks 429 (1.07)   foolbox  630 (0.73)
+    mgnet-r18   bare 388 (0.97)   pgd 369   torchattacks 707 (0.52)   foolbox 1238 (0.30)
+
+Channels-last convolutions are the slower ones here for ResNet-18 at 64 px, whose last maps are 2 x 2 (450
+against 385 ms with batch norms merged), and the faster ones at 224 px (474 against 568).  In a trained MGNet
+the gradient of an unattended glimpse falls below f32's normal range, where arithmetic is several times
+slower: ours is raised out of it, theirs is not.
 """
 
 from __future__ import annotations
