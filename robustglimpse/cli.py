@@ -25,6 +25,29 @@ app = typer.Typer(
 )
 
 
+# Options that several commands share.
+DataDir = Annotated[Path | None, typer.Option(help="The data set's archive or folder.")]
+Split = Annotated[str | None, typer.Option(help="Which split.  [default: the data set's test split]")]
+Size = Annotated[
+    int | None, typer.Option(help="Side of the images of an image folder, px.  [default: the model's own]")
+]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the public files of --data.")]
+Limit = Annotated[int | None, typer.Option(help="Use so many images, of all classes.  [default: all]")]
+BatchSize = Annotated[int, typer.Option(help="Images at a time; results do not depend on it.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+FrostDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Frost textures; `procedural:` for our own.  "
+        "[default: those of an installed imagecorruptions, else our own]"
+    ),
+]
+Corruptions = Annotated[
+    list[str] | None,
+    typer.Option(help="A name from `list corruptions`. Repeatable.  [default: the 15 of the paper]"),
+]
+
+
 class NormChoice(StrEnum):
     """Norms of the ball."""
 
@@ -105,21 +128,14 @@ def bench(
         str | None,
         typer.Option(help="A name from `list data`, or imagefolder:PATH.  [default: the model's own]"),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="The data set's archive or folder.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Which split.  [default: the data set's test split]")
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Side of the images of an image folder, px.  [default: the model's own]"),
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the public files of --data.")] = False,
-    limit: Annotated[
-        int | None, typer.Option(help="Use so many images, of all classes.  [default: all]")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time; results do not depend on it.")] = 64,
+    data_dir: DataDir = None,
+    split: Split = None,
+    size: Size = None,
+    download: Download = False,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     exits: Annotated[
         bool, typer.Option("--exits", help="Judge every exit of MGNet, not only the last.")
     ] = False,
@@ -174,10 +190,7 @@ def corruptions(
     model: Annotated[
         list[str] | None, typer.Option(help="A name from `list models`, or a .safetensors file. Repeatable.")
     ] = None,
-    corruption: Annotated[
-        list[str] | None,
-        typer.Option(help="A name from `list corruptions`. Repeatable.  [default: the 15 of the paper]"),
-    ] = None,
+    corruption: Corruptions = None,
     severity: Annotated[str, typer.Option(help="Severities, from 1 to 5.")] = "1,2,3,4,5",
     extras: Annotated[bool, typer.Option("--extras", help="The 4 extra corruptions as well.")] = False,
     preset: Annotated[
@@ -187,10 +200,7 @@ def corruptions(
     store: Annotated[
         StoreChoice, typer.Option(help="jpeg85 adds the JPEG that the published sets were saved in.")
     ] = StoreChoice.exact,
-    frost_dir: Annotated[
-        Path | None,
-        typer.Option(help="Frost textures; `procedural:` for our own.  [default: an installed imagecorruptions', else our own]"),
-    ] = None,
+    frost_dir: FrostDir = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -198,21 +208,14 @@ def corruptions(
             "[default: the model's own]"
         ),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="The data set's archive or folder.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Which split.  [default: the data set's test split]")
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Side of the images of an image folder, px.  [default: the model's own]"),
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the public files of --data.")] = False,
-    limit: Annotated[
-        int | None, typer.Option(help="Use so many images, of all classes.  [default: all]")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time; results do not depend on it.")] = 64,
+    data_dir: DataDir = None,
+    split: Split = None,
+    size: Size = None,
+    download: Download = False,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     baseline: Annotated[
         str | None,
         typer.Option(help="For mCE: alexnet (1000-class ImageNet at 224 px only), or a results.csv."),
@@ -347,10 +350,7 @@ def report(
 def corrupt(
     source: Annotated[Path, typer.Argument(help="A folder of class folders of images.")],
     target: Annotated[Path, typer.Argument(help="Where CORRUPTION/SEVERITY/CLASS/NAME is written.")],
-    corruption: Annotated[
-        list[str] | None,
-        typer.Option(help="A name from `list corruptions`. Repeatable.  [default: the 15 of the paper]"),
-    ] = None,
+    corruption: Corruptions = None,
     severity: Annotated[str, typer.Option(help="Severities, from 1 to 5.")] = "1,2,3,4,5",
     size: Annotated[
         int, typer.Option(help="Resize to 8/7 of it and crop its centre, px; 0 leaves images as they are.")
@@ -361,10 +361,7 @@ def corrupt(
     store: Annotated[
         StoreChoice, typer.Option(help="jpeg85 as the published sets were saved, exact for lossless PNG.")
     ] = StoreChoice.jpeg85,
-    frost_dir: Annotated[
-        Path | None,
-        typer.Option(help="Frost textures; `procedural:` for our own.  [default: an installed imagecorruptions', else our own]"),
-    ] = None,
+    frost_dir: FrostDir = None,
     seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
 ) -> None:
     """Write a corrupted copy of an image folder, in the layout of ImageNet-C, for any tool to read.
@@ -515,9 +512,9 @@ def _tell(
 def train(
     recipe: Annotated[str, typer.Argument(help="A name from `list recipes`, or a .toml file.")],
     out: Annotated[Path | None, typer.Option(help="Where it is kept.  [default: runs/train/RECIPE]")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="The data set's archive or folder.")] = None,
+    data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(help="Another budget than the recipe's.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a model from a recipe; the same command goes on after a stop, to the same weights.
 

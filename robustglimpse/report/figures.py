@@ -160,13 +160,16 @@ def exits_panel(points: pd.DataFrame) -> Figure:
 
 
 def _model_styles(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    """Return colour and marker by model: its family's, or the next free ones."""
-    free = [("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"), ("#7F7F7F", "X")]
-    usual = {family: (colour, marker) for family, (_, colour, marker) in FAMILY_STYLES.items()}
+    """Return colour and marker by model: its family's colour, and a marker that no other of it has."""
+    others = ["#009E73", "#CC79A7", "#E69F00", "#7F7F7F"]
+    markers = {family: [marker, "^", "D", "v", "P", "X"] for family, (_, _, marker) in FAMILY_STYLES.items()}
     styles: dict[str, tuple[str, str]] = {}
     for model, family in rows[["shown", "family"]].drop_duplicates().itertuples(index=False):
-        own = usual.pop(family, None)
-        styles[str(model)] = own or free[len(styles) % len(free)]
+        if family in FAMILY_STYLES:
+            free = markers[family]
+            styles[str(model)] = FAMILY_STYLES[family][1], free.pop(0) if len(free) > 1 else free[0]
+        else:
+            styles[str(model)] = others[len(styles) % len(others)], "o"
     return styles
 
 
