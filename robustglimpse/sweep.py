@@ -18,6 +18,7 @@ from robustglimpse.data import DATASETS, Dataset, load_data
 from robustglimpse.data.precomputed import find_cell, load_cell
 from robustglimpse.records import Cell, Classifier, Threat, UserError
 from robustglimpse.registry import Call
+from robustglimpse.report import paired
 from robustglimpse.report.table2 import Baseline, alexnet, baseline_from
 from robustglimpse.runner import (
     CLEAN,
@@ -177,23 +178,21 @@ def _saved_work(asked: Sweep, model: str, classifier: Classifier, corruption: Co
 def correctness(results: pd.DataFrame, store: Store) -> pd.DataFrame:
     """Return what each exit left right, f64: a row per model, exit and corruption, a column per image.
 
-    The value is the image's mean over the severities in results: what paired comparisons need.
+    The value is the image's mean over the severities in results: what paired comparisons need.  Empty
+    where the cells saw different images.
     """
     rows = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
-    sums: dict[tuple[str, int, str], list[NDArray[Any]]] = {}
-    for (model, name, key), _ in rows.groupby(["model", "corruption", "cell"], sort=False):
-        for exit_number, part in store.outcomes(str(key)).groupby("exit"):
-            ordered = part.sort_values("index")
-            is_right = (ordered["pred"] == ordered["label"]).to_numpy(np.float64)
-            sums.setdefault((str(model), int(str(exit_number)), str(name)), []).append(is_right)
-    images = set(rows["data_sha256"].fillna(""))
-    index = pd.MultiIndex.from_tuples(list(sums), names=["model", "exit", "corruption"])
-    whole = {len(part) for parts in sums.values() for part in parts}
-    is_saved = bool((rows["preset"] == 0).all())  # then every cell is a file of its own, hashed for itself
-    if len(whole) != 1 or (len(images) != 1 and not is_saved):
-        # Different images, or sets that leave out different classes, cannot be paired.
-        return pd.DataFrame(index=index[:0])
-    return pd.DataFrame([np.mean(parts, axis=0) for parts in sums.values()], index=index)
+    is_saved = (rows["preset"] == 0).all()  # then every cell is files of its own, hashed for itself
+    if not is_saved and rows["data_sha256"].fillna("").nunique() > 1:
+        rows = rows[:0]
+    outcomes = {key: store.outcomes(key) for key in rows["cell"].unique()}
+    return paired.correctness(
+        (
+            (str(row["model"]), int(row["exit"]), str(row["corruption"])),
+            paired.still_right(outcomes[row["cell"]], exit_number=int(row["exit"]), judge="", steps=0),
+        )
+        for row in rows.to_dict("records")
+    )
 
 
 def read_baseline(asked: str | None) -> Baseline | None:

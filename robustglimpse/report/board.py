@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.registry import parse_call
-from robustglimpse.report.paired import mean_interval, still_right, tie_groups
+from robustglimpse.report.paired import correctness, mean_interval, still_right, tie_groups
 from robustglimpse.report.table2 import Table2, table2
 from robustglimpse.report.tables import PROTOCOL_ORDER, headline
 from robustglimpse.store import Run
@@ -459,20 +459,14 @@ def _mean_entry(
 
 
 def _correctness(board: Board, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return what each exit left right, f64: a row per model, exit and corruption, a column per image.
-
-    The value is the image's mean over severities, as table2 takes it; empty where images cannot be paired.
-    """
-    columns: dict[tuple[str, int, str], list[pd.Series[float]]] = {}
-    for row in rows[rows["status"] == "ok"].to_dict("records"):
-        scores = _scores(board, row)
-        if scores is not None:
-            columns.setdefault((row["shown"], int(row["exit"]), row["corruption"]), []).append(scores)
-    index = pd.MultiIndex.from_tuples(list(columns), names=["model", "exit", "corruption"])
-    every = [scores for group in columns.values() for scores in group]
-    if not every or not all(scores.index.equals(every[0].index) for scores in every):
-        return pd.DataFrame(index=index[:0])
-    return pd.DataFrame([np.mean([s.to_numpy() for s in g], axis=0) for g in columns.values()], index=index)
+    """Return what each exit left right, for table2, from the outcomes that are kept."""
+    ok = rows[rows["status"] == "ok"].to_dict("records")
+    kept = ((row, _scores(board, row)) for row in ok)
+    return correctness(
+        ((row["shown"], int(row["exit"]), row["corruption"]), scores)
+        for row, scores in kept
+        if scores is not None
+    )
 
 
 def _exits_of_cells(board: Board) -> Iterator[Exits]:

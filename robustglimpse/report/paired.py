@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from math import sqrt
 from string import ascii_uppercase
@@ -26,6 +26,22 @@ def still_right(outcomes: pd.DataFrame, *, exit_number: int, judge: str, steps: 
     """
     rows = outcomes[outcomes["exit"] == exit_number].set_index(["index", "label"]).sort_index()
     return pd.Series(is_correct(rows.reset_index(), judge, steps), index=rows.index, dtype=float)
+
+
+def correctness(scores: Iterable[tuple[tuple[str, int, str], pd.Series[float]]]) -> pd.DataFrame:
+    """Return what each exit left right, f64: a row per model, exit and corruption, a column per image.
+
+    scores: one series (still_right) per cell, under (model, exit, corruption); a row is their mean, over
+    the severities.  Empty where the cells hold different images, which cannot be paired.
+    """
+    parts: dict[tuple[str, int, str], list[pd.Series[float]]] = {}
+    for key, one in scores:
+        parts.setdefault(key, []).append(one)
+    index = pd.MultiIndex.from_tuples(list(parts), names=["model", "exit", "corruption"])
+    every = [one for group in parts.values() for one in group]
+    if not every or not all(one.index.equals(every[0].index) for one in every):
+        return pd.DataFrame(index=index[:0])
+    return pd.DataFrame([np.mean([one.to_numpy() for one in g], axis=0) for g in parts.values()], index=index)
 
 
 def mean_interval(scores: NDArray[Any]) -> Estimate:
