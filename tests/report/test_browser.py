@@ -120,11 +120,13 @@ def test_the_page_follows_the_colour_scheme(
 
 
 def test_tables_are_there_without_scripts(written: Path, tmp_path: Path) -> None:
-    frame = tmp_path / "frame.html"
-    still = f'<iframe sandbox src="{written.as_uri()}" style="width:1200px;height:1600px;border:0"></iframe>'
-    frame.write_text(f'<!doctype html><body style="margin:0">{still}')
+    # Left out here: a frame without scripts may come late on a busy machine, and leave the picture empty.
+    bare, scripts = re.subn(r"<script\b.*?</script>", "", written.read_text(), flags=re.DOTALL)
+    assert scripts, "there is one to leave out"
+    still = tmp_path / "still.html"
+    still.write_text(bare)
     shots = tmp_path / "with.png", tmp_path / "without.png"
     browse(tmp_path, written, f"--screenshot={shots[0]}", "--window-size=1200,1600")
-    browse(tmp_path, frame, f"--screenshot={shots[1]}", "--window-size=1200,1600")
+    browse(tmp_path, still, f"--screenshot={shots[1]}", "--window-size=1200,1600")
     inked = [sum(Image.open(shot).convert("L").point(lambda v: v < 128).histogram()[1:]) for shot in shots]
     assert inked[1] > 0.9 * inked[0] > 5000, "the same but for the filter and the arrows"
