@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from robustglimpse.corruptions import corrupt
     from robustglimpse.data import from_loader, from_tensors, load_data
+    from robustglimpse.frames import outcomes
     from robustglimpse.models import load_model
     from robustglimpse.models.sources import wrap
     from robustglimpse.records import Classifier, Threat, UserError
@@ -33,6 +34,7 @@ _WHERE = {
     "from_tensors": "robustglimpse.data",
     "load_data": "robustglimpse.data",
     "load_model": "robustglimpse.models",
+    "outcomes": "robustglimpse.frames",
     "read_results": "robustglimpse.store",
     "sweep_corruptions": "robustglimpse.sweep",
     "wrap": "robustglimpse.models.sources",
@@ -40,7 +42,7 @@ _WHERE = {
 __all__ = [
     "Bench", "Classifier", "KeyedDraws", "LegacyDraws", "Sweep", "Threat", "UserError",
     "assert_no_regression", "bench", "corrupt", "from_loader", "from_tensors", "load_data", "load_model",
-    "read_results", "sweep_corruptions", "wrap",
+    "outcomes", "read_results", "sweep_corruptions", "wrap",
 ]  # fmt: skip
 
 
