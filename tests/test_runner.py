@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from robustglimpse import evaluate, runner
 from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, UserError
+from robustglimpse.report.tables import steps_table
 from robustglimpse.runner import Bench, bench
-from robustglimpse.store import read_results
+from robustglimpse.store import read_outcomes, read_results
 
 MODEL = "mgnet-r18"
 SMALL = Bench(
@@ -80,6 +82,27 @@ def test_a_finished_run_does_nothing_again(straight: Path, monkeypatch: pytest.M
     pd.testing.assert_frame_equal(read_results(straight), before)
 
 
+def test_long_attacks_have_one_row_by_their_worst_iterate(tmp_path: Path) -> None:
+    asked = replace(SMALL, attacks=("apgd(steps=2)", "square(steps=3)"), limit=4, steps=(1, 3))
+    frame = bench(asked, tmp_path)
+    attacked = frame[frame["kind"] == "attack"]
+    assert attacked[["attack", "protocol", "judge", "steps"]].to_numpy().tolist() == [
+        ["apgd", "paper", "worst", 2],
+        ["apgd", "standard", "worst", 2],
+        ["square", "paper", "worst", 3],
+        ["square", "standard", "worst", 3],
+    ]
+    table = steps_table(frame)
+    assert table.count("| apgd 2/255") == table.count("| square 2/255") == 2, "paper's last verdict aside"
+    # What the gate and pandas read is what the rows say.
+    for outcome in read_outcomes(tmp_path):
+        rows = frame[
+            (frame["seed"] == outcome.cell["seed"]) & (frame["protocol"] == outcome.cell["protocol"])
+        ]
+        counts = {int(curve.is_correct.sum()) for curve in outcome.curves}
+        assert counts <= set(rows["correct"])
+
+
 @pytest.mark.parametrize("calls", [1, 4])
 def test_a_killed_run_goes_on_to_the_same_rows(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
@@ -111,15 +134,12 @@ def test_cells_in_another_order_give_the_same_rows(
 
 
 def test_batch_size_changes_nothing_but_float_noise(straight: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     bench(replace(SMALL, batch_size=7), tmp_path, command="test")
     left, right = read_results(straight), read_results(tmp_path)
     assert left["correct"].tolist() == right["correct"].tolist()
 
 
 def test_every_exit_is_judged_when_asked(straight: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
 
     bench(replace(SMALL, all_exits=True), tmp_path, command="test")
     frame = read_results(tmp_path)
