@@ -27,7 +27,7 @@ from robustglimpse.records import SCHEMA, Batch, Cell, Classifier, Estimate, Nor
 from robustglimpse.registry import Call, parse_call, parse_fraction
 from robustglimpse.rng import KeyedDraws
 from robustglimpse.stats import wilson
-from robustglimpse.store import Columns, Provenance, Row, Store
+from robustglimpse.store import Columns, Provenance, Row, Store, is_correct
 
 CLEAN = "clean"
 
@@ -383,8 +383,8 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
     rows = []
     for exit_number in sorted(set(columns["exit"].tolist())):
         of_exit = {name: column[columns["exit"] == exit_number] for name, column in columns.items()}
-        for judge, steps, is_correct in _verdicts(w, of_exit):
-            estimate = wilson(int(is_correct.sum()), len(is_correct))
+        for judge, steps, right in _verdicts(w, of_exit):
+            estimate = wilson(int(right.sum()), len(right))
             rows.append(
                 {
                     **common,
@@ -401,18 +401,14 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
 def _verdicts(w: Work, columns: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
     """Yield (judge, steps, bool [N]: still correct) for every number that the cell reports."""
     if w.plan is None:
-        yield "", 0, columns["pred"] == columns["label"]
-        return
-    first = columns["first_success_step"]
-    if w.plan.steps == (evaluate.TO_THE_END,):
-        yield "worst", int(w.plan.attack.get("steps", 1)), first == -1
-        return
-    for judge in w.plan.protocol.judges:
-        for steps in w.plan.steps:
-            if judge == "last":
-                yield judge, steps, columns[f"pred_at_{steps}"] == columns["label"]
-            else:
-                yield judge, steps, (first == -1) | (first > steps)
+        reported = [("", 0)]
+    elif w.plan.steps == (evaluate.TO_THE_END,):
+        reported = [("worst", int(w.plan.attack.get("steps", 1)))]
+    else:
+        reported = [(judge, steps) for judge in w.plan.protocol.judges for steps in w.plan.steps]
+    most = max(steps for _, steps in reported)
+    for judge, steps in reported:
+        yield judge, steps, is_correct(columns, judge, steps, most=most)
 
 
 def _estimate(estimate: Estimate) -> Row:

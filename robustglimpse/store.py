@@ -316,16 +316,17 @@ class Outcome:
     curves: tuple[Curve, ...]
 
 
-def is_correct(outcomes: pd.DataFrame, judge: str, steps: float) -> NDArray[np.bool_]:
-    """Return which rows of a cell's outcomes count as correct, as results.csv counts them.
+def is_correct(outcomes: pd.DataFrame | Columns, judge: str, steps: int, *, most: int) -> NDArray[np.bool_]:
+    """Return which rows of a cell's outcomes count as correct: what every row of results.csv counts.
 
-    steps: infinity for all that an attack made, which may be more than its name says.
+    most: the most steps that the cell reports.  They stand for all that the attack made, which may be
+    more iterates than that: a targeted attack takes its steps once for each class.
     """
     if judge == "worst":
-        first = outcomes["first_success_step"].to_numpy()
-        return np.asarray((first == -1) | (first > steps))
-    predicted = outcomes[f"pred_at_{steps}" if judge == "last" else "pred"]
-    return np.asarray(predicted.to_numpy() == outcomes["label"].to_numpy())
+        first = np.asarray(outcomes["first_success_step"])
+        return np.asarray((first == -1) | ((first > steps) & (steps < most)))
+    predicted = np.asarray(outcomes[f"pred_at_{steps}" if judge == "last" else "pred"])
+    return np.asarray(predicted == np.asarray(outcomes["label"]))
 
 
 def is_baseline(root: Path) -> bool:
@@ -362,8 +363,7 @@ def _read_cell(root: Path, path: Path) -> Outcome:
     curves, most = [], max(row["steps"] for row in record["rows"])
     for row in record["rows"]:
         part = frame[frame["exit"] == row["exit"]]
-        is_end = row["judge"] == "worst" and row["steps"] == most
-        right = is_correct(part, row["judge"], np.inf if is_end else row["steps"])
+        right = is_correct(part, row["judge"], row["steps"], most=most)
         if (int(right.sum()), len(right)) != (row["correct"], row["total"]):
             raise UserError(
                 f"{file}: {right.sum()} of {len(right)} correct, but {path.name} says {row['correct']} of "

@@ -191,7 +191,7 @@ def correctness(results: pd.DataFrame, store: Store) -> pd.DataFrame:
         (
             (str(row["model"]), int(row["exit"]), str(row["corruption"])),
             paired.still_right(
-                outcomes[row["cell"]], exit_number=int(row["exit"]), judge="", steps=0
+                outcomes[row["cell"]], exit_number=int(row["exit"]), judge="", steps=0, most=0
             ).droplevel("label"),
         )
         for row in rows.to_dict("records")

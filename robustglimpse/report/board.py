@@ -302,7 +302,11 @@ def _scores(board: Board, row: Any) -> pd.Series[float] | None:
     outcomes = board.outcomes(row["run"], row["cell"])
     if outcomes is None:
         return None
-    return still_right(outcomes, exit_number=row["exit"], judge=row["judge"], steps=row["steps"])
+    of_cell = board.rows[(board.rows["run"] == row["run"]) & (board.rows["cell"] == row["cell"])]
+    return still_right(
+        outcomes, exit_number=row["exit"], judge=row["judge"], steps=row["steps"],
+        most=int(of_cell["steps"].max()),
+    )  # fmt: skip
 
 
 def _entry(board: Board, row: Any) -> Entry:

@@ -19,13 +19,15 @@ from robustglimpse.store import is_correct
 SIGNIFICANCE = 0.05
 
 
-def still_right(outcomes: pd.DataFrame, *, exit_number: int, judge: str, steps: int) -> pd.Series[float]:
+def still_right(
+    outcomes: pd.DataFrame, *, exit_number: int, judge: str, steps: int, most: int
+) -> pd.Series[float]:
     """Return per sample whether an exit was still right, f64 0 or 1, by (index, label) in order.
 
-    judge, steps: as in results.csv; "" and 0 where nothing attacked.
+    judge, steps: as in results.csv; "" and 0 where nothing attacked.  most: the cell's most steps.
     """
     rows = outcomes[outcomes["exit"] == exit_number].set_index(["index", "label"]).sort_index()
-    return pd.Series(is_correct(rows.reset_index(), judge, steps), index=rows.index, dtype=float)
+    return pd.Series(is_correct(rows.reset_index(), judge, steps, most=most), index=rows.index, dtype=float)
 
 
 def correctness(scores: Iterable[tuple[tuple[str, int, str], pd.Series[float]]]) -> pd.DataFrame:

@@ -56,7 +56,14 @@ def test_worst_counts_every_step_and_last_only_the_asked() -> None:
             "first_success_step": [4, -1, 2], "pred_at_4": [0, 1, 1],
         }
     )  # fmt: skip
-    assert still_right(outcomes, exit_number=1, judge="worst", steps=4).tolist() == [1, 0, 0]
-    assert still_right(outcomes, exit_number=1, judge="worst", steps=2).tolist() == [1, 0, 1]
-    assert still_right(outcomes, exit_number=1, judge="last", steps=4).tolist() == [1, 1, 0]
-    assert still_right(outcomes, exit_number=1, judge="", steps=0).tolist() == [1, 1, 0]
+    assert still_right(outcomes, exit_number=1, judge="worst", steps=4, most=8).tolist() == [1, 0, 0]
+    assert still_right(outcomes, exit_number=1, judge="worst", steps=2, most=8).tolist() == [1, 0, 1]
+    assert still_right(outcomes, exit_number=1, judge="last", steps=4, most=8).tolist() == [1, 1, 0]
+    assert still_right(outcomes, exit_number=1, judge="", steps=0, most=0).tolist() == [1, 1, 0]
+
+
+def test_the_most_steps_of_a_cell_stand_for_all_that_the_attack_made() -> None:
+    # A targeted attack of 4 steps for each of nine classes fooled the second sample at its seventh iterate.
+    outcomes = pd.DataFrame({"exit": 1, "index": [0, 1], "label": [0, 0], "first_success_step": [-1, 7]})
+    assert still_right(outcomes, exit_number=1, judge="worst", steps=4, most=4).tolist() == [1, 0]
+    assert still_right(outcomes, exit_number=1, judge="worst", steps=4, most=8).tolist() == [1, 1]
