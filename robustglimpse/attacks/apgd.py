@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import ball
-from robustglimpse.attacks.gradient import RAISED, Iterates, Logits
+from robustglimpse.attacks.gradient import Iterates, Logits, likeliest_wrong, slope
 from robustglimpse.attacks.loss import LOSSES, targeted_dlr
 from robustglimpse.records import Threat
 from robustglimpse.registry import find
@@ -58,10 +59,8 @@ def apgd_t(
     One run towards each of the likeliest wrong classes, the likeliest first.  Source: Croce & Hein 2020,
     sec. 5.
     """
-    with torch.no_grad():
-        clean = logits(x)
-    ranked = clean.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
-    for k in range(min(targets, clean.shape[1] - 1)):
+    ranked = likeliest_wrong(logits, x, y, targets)
+    for k in range(ranked.shape[1]):
         labels = torch.stack([y, ranked[:, k]], 1)
         run = climb(
             logits, x, labels, threat, draws.named(f"target {k}"), targeted_dlr, steps=steps,
@@ -90,9 +89,13 @@ def climb(
     random_start: bool,
 ) -> Iterates:
     """Yield x after each step of Auto-PGD up an objective (logits [B,K], labels -> [B])."""
+
+    def climbed(labels: Tensor, v: Tensor) -> Tensor:
+        return objective(logits(v), labels)
+
     allowed = ball(threat, x)
     x_adv = allowed.random_start(draws) if random_start else x
-    value, gradient = _slope(logits, x_adv, labels, objective)
+    value, gradient = slope(partial(climbed, labels), x_adv)
     before, best_x, best_value, best_gradient = x_adv, x_adv, value, gradient
     size = value.new_full((len(x), 1, 1, 1), 2 * threat.eps)
     gains = torch.zeros_like(value)
@@ -114,7 +117,7 @@ def climb(
             value, size, gains = value[keep], size[keep], gains[keep]
             was_halved, best_at_check = was_halved[keep], best_at_check[keep]
         last = value
-        value, gradient = _slope(logits, x_adv, labels, objective)
+        value, gradient = slope(partial(climbed, labels), x_adv)
         gains = gains + (value > last)
         is_best = value > best_value
         best_value = torch.where(is_best, value, best_value)
@@ -130,13 +133,3 @@ def climb(
             x_adv, gradient = torch.where(at, best_x, x_adv), torch.where(at, best_gradient, gradient)
             gains, since_check = torch.zeros_like(gains), 0
             gap = max(gap - max(1, int(GAP_SHRINK * steps)), 1, int(LEAST_GAP * steps))
-
-
-def _slope(logits: Logits, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """Return each sample's objective f32 [B] and its gradient at x, times RAISED in f32."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = objective(logits(x), labels)
-        raised = RAISED if value.dtype == torch.float32 else 1.0
-        (gradient,) = torch.autograd.grad(value.sum() * raised, x)
-    return value.detach(), gradient

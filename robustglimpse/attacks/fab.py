@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import scale_of
-from robustglimpse.attacks.gradient import RAISED, Iterates, Logits
+from robustglimpse.attacks.gradient import Iterates, Logits, likeliest_wrong, raised_by, slope
 from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
@@ -34,10 +34,8 @@ def fab_t(
     Source: Croce & Hein 2020, "Minimally distorted adversarial examples", algorithm 1, targeted as in
     AutoAttack.
     """
-    with torch.no_grad():
-        clean = logits(x)
-    ranked = clean.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
-    for k in range(min(targets, clean.shape[1] - 1)):
+    ranked = likeliest_wrong(logits, x, y, targets)
+    for k in range(ranked.shape[1]):
         target, now = ranked[:, k], x
         for _ in range(steps):
             value, gradient = _lead(logits, now, y, target)
@@ -55,13 +53,14 @@ def fab_t(
 
 def _lead(logits: Logits, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far the target leads the true class, f32 [B], and its gradient at x."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        scores = logits(x)
-        lead = (scores.gather(1, target[:, None]) - scores.gather(1, y[:, None]))[:, 0]
-        raised = RAISED if lead.dtype == torch.float32 else 1.0
-        (gradient,) = torch.autograd.grad(lead.sum() * raised, x)
-    return lead.detach(), gradient / raised
+    pair = torch.stack([target, y], 1)
+
+    def lead(v: Tensor) -> Tensor:
+        ahead, behind = logits(v).gather(1, pair).unbind(1)
+        return ahead - behind
+
+    value, gradient = slope(lead, x)
+    return value, gradient / raised_by(value.dtype)
 
 
 def _towards(x: Tensor, now: Tensor, value: Tensor, gradient: Tensor, threat: Threat) -> Tensor:

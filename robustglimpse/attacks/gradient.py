@@ -13,7 +13,6 @@ from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
 Logits = Callable[[Tensor], Tensor]
-RAISED = 2.0**40  # a power of two: every digit stays
 # An attack yields its iterate f32 [B,3,H,W]; it may be sent bool [B], the samples to go on with.
 Iterates = Generator[Tensor, Tensor | None, None]
 
@@ -93,15 +92,31 @@ def mifgsm(
 
 
 def input_gradient(logits: Logits, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of each sample's cross-entropy at x, times RAISED in f32.
+    """Return the gradient of each sample's cross-entropy at x, raised as slope does: its direction counts."""
+    return slope(lambda v: cross_entropy(logits(v), y), x)[1]
 
-    Only its direction is of use to an attack.  Raising it keeps the gradient of a sample that the model
-    is sure of in f32's normal range: below, its sign is lost and arithmetic is several times slower.
-    Weights keep no gradient.
+
+def slope(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each sample's score [B] and its gradient at x, times raised_by(the score's type).
+
+    Raising it keeps the gradient of a sample that the model is sure of in f32's normal range: below, its
+    sign is lost and arithmetic is several times slower.  Weights keep no gradient.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        loss = cross_entropy(logits(x), y).sum()  # a sum: each sample's gradient at its own size
-        raised = RAISED if loss.dtype == torch.float32 else 1.0  # f16 has no room for it
-        (gradient,) = torch.autograd.grad(loss * raised, x)
-    return gradient
+        value = score(x)  # summed below: each sample's gradient at its own size
+        (gradient,) = torch.autograd.grad(value.sum() * raised_by(value.dtype), x)
+    return value.detach(), gradient
+
+
+def raised_by(dtype: torch.dtype) -> float:
+    """Return the power of two that slope multiplies gradients by; every digit stays."""
+    return 2.0**40 if dtype == torch.float32 else 1.0  # f16 has no room for it
+
+
+def likeliest_wrong(logits: Logits, x: Tensor, y: Tensor, most: int) -> Tensor:
+    """Return the `most` likeliest wrong classes of each image, i64 [B,min(most,K-1)], the likeliest first."""
+    with torch.no_grad():
+        scores = logits(x)
+    ranked = scores.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
+    return ranked[:, : min(most, scores.shape[1] - 1)]
