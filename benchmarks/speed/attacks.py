@@ -28,8 +28,8 @@ Measured on 2026-11-23, one thread of a two-core AVX-512 Xeon, torch 2.14.1, tor
     ffnet-r18   bare 449 (1.02)   pgd 459   torchattacks 429 (1.07)   foolbox  630 (0.73)
     mgnet-r18   bare 388 (0.97)   pgd 369   torchattacks 707 (0.52)   foolbox 1238 (0.30)
 
-Channels-last convolutions are the slower ones here for ResNet-18 at 64 px, whose last maps are 2 x 2 (450
-against 385 ms with batch norms merged), and the faster ones at 224 px (474 against 568).  In a trained MGNet
+Channels-last convolutions are the slower ones here for ResNet-18 at 64 px, whose last maps are 2 x 2: see
+"torchattacks, our network" (461) beside "torchattacks".  In a trained MGNet
 the gradient of an unattended glimpse falls below f32's normal range, where arithmetic is several times
 slower: ours is raised out of it, theirs is not.
 """
