@@ -6,7 +6,10 @@ import csv
 import io
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustglimpse import recipes
+from robustglimpse.attacks import check_call, options_of
+from robustglimpse.attacks.gradient import Iterates
 from robustglimpse.data import Dataset, load_data
 from robustglimpse.data.augment import pipeline
 from robustglimpse.models import zoo
 from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet
 from robustglimpse.progress import Progress, progress
-from robustglimpse.records import UserError
-from robustglimpse.registry import unknown
+from robustglimpse.records import Threat, UserError
+from robustglimpse.registry import Call, parse_call, resolve, unknown
+from robustglimpse.rng import KeyedDraws
 
 # How TOML spells the types of a recipe's fields; all others are strings.
 TOML_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -39,6 +45,8 @@ class Recipe:
     start_from: a checkpoint (name or .safetensors) whose backbone this one starts with; "" for none.
     lr: the peak of the one-cycle schedule, reached after `warmup` (a fraction) of the steps.
     clip_norm: the gradient of all weights together is shortened to this norm.
+    attack: every batch is attacked before it is learned (adversarial training, Madry et al. 2018): a call
+        such as "pgd(eps=8/255, step_size=4/255, steps=3)", in [0,1] pixel units; "" for none.
     precision: "bf16" runs convolutions and products in bfloat16; weights stay f32.
     """
 
@@ -61,6 +69,7 @@ class Recipe:
     alpha: float
     label_smoothing: float
     augment: tuple[str, ...]
+    attack: str
     precision: Literal["f32", "bf16"]
     seed: int
 
@@ -154,6 +163,7 @@ class _Run:
         self.labels = torch.from_numpy(dataset.labels)
         self.classes = dataset.classes
         self.augment = pipeline(recipe.augment)
+        self.hardener = _hardener(recipe.attack) if recipe.attack else None
         self.steps_per_epoch = len(self.labels) // recipe.batch_size
         if not self.steps_per_epoch:
             raise UserError(f"batch_size {recipe.batch_size} is more than the {len(self.labels)} images")
@@ -187,7 +197,11 @@ class _Run:
         total = 0.0
         for step in range(self.steps_per_epoch):
             rows = order[step * size : (step + 1) * size]
-            loss = self._loss(self.augment(self.images[rows]), self.labels[rows].to(self.device))
+            x = self.augment(self.images[rows]).to(self.device).float() / 255
+            y = self.labels[rows].to(self.device)
+            if self.hardener is not None:
+                x = self._attacked(x, y, KeyedDraws(self.recipe.seed, rows, f"epoch {epoch}"))
+            loss = self._loss(x, y)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
@@ -197,16 +211,26 @@ class _Run:
             report(epoch * self.steps_per_epoch + step + 1, f"loss {total / (step + 1):.3f}")
         return total / self.steps_per_epoch
 
-    def _loss(self, images: Tensor, y: Tensor) -> Tensor:
+    def _attacked(self, x: Tensor, y: Tensor, draws: KeyedDraws) -> Tensor:
+        """Return the last iterate of the recipe's attack on the network as it would be used."""
+        assert self.hardener is not None
+        attack, threat = self.hardener
+        self.network.eval()
+        for x_adv in attack(lambda v: self.network(self._normalised(v)).logits[-1], x, y, threat, draws):
+            x = x_adv
+        self.network.train()
+        return x
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         recipe = self.recipe
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            glimpses = self.network(self._normalised(images))
+            glimpses = self.network(self._normalised(x))
             head = self.network.glimpse_fc
             own = head(glimpses.features.flatten(0, 1)) if head is not None else None
             return training_loss(glimpses, own, y, alpha=recipe.alpha, label_smoothing=recipe.label_smoothing)
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        x = images.to(self.device).float() / 255
+    def _normalised(self, x: Tensor) -> Tensor:
+        """Return [0,1] images as the network takes them."""
         mean = x.new_tensor(zoo.IMAGENET_MEAN)[:, None, None]
         std = x.new_tensor(zoo.IMAGENET_STD)[:, None, None]
         return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -217,7 +241,7 @@ class _Run:
         self.network.eval()
         correct = torch.zeros(self.recipe.glimpses)
         for batch in dataset.batches(128):
-            logits = self.network(self._normalised(batch.images)).logits.cpu()
+            logits = self.network(self._normalised(batch.images.to(self.device).float() / 255)).logits.cpu()
             correct += (logits.argmax(2) == batch.labels).sum(1)
         return [round(float(c) / len(dataset.labels), 6) for c in correct]
 
@@ -272,6 +296,22 @@ class _Run:
         inference = {name: t for name, t in state.items() if not name.startswith("glimpse_fc.")}
         zoo.save_checkpoint(path, inference, card)
         return path
+
+
+def _hardener(text: str) -> tuple[Callable[..., Iterates], Threat]:
+    """Return the attack of a recipe's call and its threat: linf, in pixels of [0,1]."""
+    call = parse_call(text)
+    options = dict(call.arguments)
+    eps = options.pop("eps", None)
+    row = check_call(Call(call.name, tuple(options.items())), "linf")
+    needed = [name for name, default in options_of(row).items() if default is Parameter.empty]
+    missing = [name for name in ("eps", *needed) if name not in dict(call.arguments)]
+    if row.runs_long or row.is_adapted or missing:
+        raise UserError(
+            f"a recipe's attack is fgsm, pgd or mifgsm with eps and all it needs, got {text!r}; "
+            "for example pgd(eps=8/255, step_size=4/255, steps=3)"
+        )
+    return partial(resolve(row), **options), Threat("linf", float(eps))
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

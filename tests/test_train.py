@@ -20,6 +20,7 @@ from robustglimpse.models import load_model, zoo
 from robustglimpse.models.backbones import default_gradient_scale
 from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet
 from robustglimpse.records import UserError
+from robustglimpse.rng import KeyedDraws
 from robustglimpse.train import Recipe, load_recipe, train, training_loss
 
 TINY = Recipe(
@@ -27,7 +28,7 @@ TINY = Recipe(
     start_from="", dataset="glimpse-digits", train_split="train", test_split="test", epochs=3,
     batch_size=32,
     optimizer="adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0, warmup=0.3, alpha=0.6,
-    label_smoothing=0.0, augment=("shift(pixels=2)", "flip"), precision="f32", seed=5,
+    label_smoothing=0.0, augment=("shift(pixels=2)", "flip"), attack="", precision="f32", seed=5,
 )  # fmt: skip
 
 
@@ -141,6 +142,54 @@ def test_another_seed_ends_with_other_weights(tmp_path: Path) -> None:
         for seed in (1, 2)
     ]
     assert not torch.equal(*weights)
+
+
+HARD = replace(TINY, glimpses=1, alpha=0.0, epochs=1, attack="pgd(eps=0.03, step_size=0.02, steps=2)")
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_adversarial_training_learns_from_attacked_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
+    attacked = module._Run._attacked
+
+    def watched(run: Any, x: torch.Tensor, y: torch.Tensor, draws: KeyedDraws) -> torch.Tensor:
+        x_adv = attacked(run, x, y, draws)
+        with torch.no_grad():
+            worse = [
+                torch.nn.functional.cross_entropy(run.network.eval()(run._normalised(v)).logits[-1], y)
+                for v in (x, x_adv)
+            ]
+        run.network.train()
+        seen.append((x_adv - x, x_adv, bool(worse[1] > worse[0])))
+        return x_adv
+
+    monkeypatch.setattr(module._Run, "_attacked", watched)
+    train(HARD, tmp_path)
+    assert len(seen) == 2
+    for delta, x_adv, is_worse in seen:
+        assert 0.029 < delta.abs().max() <= 0.03 + 1e-6
+        assert x_adv.min() >= 0
+        assert x_adv.max() <= 1
+        assert is_worse
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_adversarial_training_ends_in_other_weights_the_same_every_time(tmp_path: Path) -> None:
+    hard, again, plain = (
+        zoo.read_checkpoint(train(recipe, tmp_path / str(k)))[0]["backbone.conv1.weight"]
+        for k, recipe in enumerate((HARD, HARD, replace(HARD, attack="")))
+    )
+    assert torch.equal(hard, again)
+    assert not torch.equal(hard, plain)
+
+
+@pytest.mark.parametrize("attack", ["pgd(steps=2, step_size=0.02)", "pgd(eps=0.03)", "apgd(eps=0.03)"])
+@pytest.mark.usefixtures("tiny_data")
+def test_an_attack_that_training_cannot_run_is_refused(tmp_path: Path, attack: str) -> None:
+    with pytest.raises(UserError, match="a recipe's attack is fgsm, pgd or mifgsm with eps"):
+        train(replace(HARD, attack=attack), tmp_path)
 
 
 @pytest.mark.usefixtures("tiny_data")
