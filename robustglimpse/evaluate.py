@@ -11,15 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustglimpse.attacks import ATTACKS, check_call, options_of
-from robustglimpse.attacks.geometry import ROUNDING, distance
+from robustglimpse.attacks import (
+    ATTACKS,
+    attack_function,
+    can_start,
+    canonical,
+    check_call,
+    check_threat,
+    options_of,
+)
+from robustglimpse.attacks.geometry import ROUNDING, ball, distance
 from robustglimpse.attacks.gradient import Iterates
 from robustglimpse.attacks.loss import margin
 from robustglimpse.records import PROTOCOLS, Batch, Channels, Classifier, Protocol, Threat, UserError
-from robustglimpse.registry import Call, find, parse_call, resolve
+from robustglimpse.registry import Call, find, parse_call
 from robustglimpse.rng import KeyedDraws
 
 Columns = dict[str, NDArray[np.generic]]
+FRESH = 10  # passes that a model which answers at random is judged by
 STANDING = 2**62  # first success of an exit that never fell: later than any step
 TO_THE_END = 2**31  # more steps than any attack takes: one that decides itself when it is done
 
@@ -33,7 +42,9 @@ class Plan:
     all_exits: judge every exit of the network, not only the last.
     keeps_last: report the iterate after exactly so many steps, which every sample must then reach.
     may_leave: iterates outside the ball are passed over, not an error.
+    is_adapted: a library's attack: what it returns is drawn back into the ball before it is judged.
     parts: the plans that are run in turn instead, where there are any.
+    radii: an increasing sweep of eps up to the threat's own, instead of that alone.
     """
 
     attack: Call
@@ -45,7 +56,19 @@ class Plan:
     all_exits: bool
     keeps_last: bool
     may_leave: bool = False
+    is_adapted: bool = False
     parts: tuple[Plan, ...] = ()
+    radii: tuple[float, ...] = ()
+
+    def at(self, eps: float) -> Plan:
+        """Return the plan in a smaller ball, with a step as much smaller."""
+        share = eps / self.threat.eps
+        options = dict(self.attack.arguments)
+        if "step_size" in options:
+            options["step_size"] *= share
+        call = Call(self.attack.name, tuple(sorted(options.items())))
+        parts = tuple(part.at(eps) for part in self.parts)
+        return replace(self, attack=call, threat=replace(self.threat, eps=eps), parts=parts, radii=())
 
 
 def make_plan(
@@ -57,8 +80,13 @@ def make_plan(
     restarts: int,
     seed: int,
     all_exits: bool,
+    radii: tuple[float, ...] = (),
 ) -> Plan:
-    """Return the plan of an attack's call string under a protocol. Raises UserError for what cannot be."""
+    """Return the plan of an attack's call string under a protocol. Raises UserError for what cannot be.
+
+    radii: see Plan; of an attack's step counts only the largest is then run, and every iterate counts.
+    """
+    text = canonical(text)
     row = check_call(text, threat.norm)
     chosen = find(PROTOCOLS, protocol, kind="protocol", listing="protocols")
     if restarts < 1:
@@ -69,9 +97,10 @@ def make_plan(
         steps = steps_of(options.pop("steps", 1))
     if chosen.normalised and threat.scale is None:
         threat = Threat(threat.norm, threat.eps, scale=normalisation[1], bounds=None)
+    check_threat(row, threat)
     if row.iterative:
         options.setdefault("random_start", chosen.random_start)
-    if row.runs_long:  # its own defaults are part of its name
+    if row.runs_long and not row.is_adapted:  # its own defaults are part of its name
         known = options_of(row)
         options = {key: options.get(key, known[key]) for key in known}
     parts = tuple(
@@ -82,9 +111,11 @@ def make_plan(
         for part in row.parts
     )  # fmt: skip
     call = Call(text.name, tuple(sorted(options.items())))
-    keeps_last = "last" in chosen.judges and not row.runs_long
+    keeps_last = "last" in chosen.judges and not (row.runs_long or radii)
+    steps = steps[-1:] if radii else steps
     return Plan(
-        call, threat, chosen, steps, restarts, seed, all_exits, keeps_last, row.may_leave, parts
+        call, threat, chosen, steps, restarts, seed, all_exits, keeps_last, row.may_leave, row.is_adapted,
+        parts, radii,
     )  # fmt: skip
 
 
@@ -125,6 +156,7 @@ def beside_clean(columns: Columns, shown: Batch, clean: Batch | None, clean_pred
         "linf": np.tile(linf, exits),
         "l2": np.tile(l2, exits),
         "first_success_step": np.where(was_wrong, 0, np.where(is_right, -1, 1)),
+        "nearest": np.full(len(is_right), np.nan, np.float32),
     }
 
 
@@ -135,32 +167,46 @@ def attack(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> 
     when an attack leaves its ball: that is a bug in it, never a result.
     """
     trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, plan.all_exits)
-    for part in plan.parts or (plan,):
-        restarts = plan.restarts if part.attack.get("random_start") else 1  # without a start all are alike
-        for restart in range(restarts):
-            for surrogate in plan.protocol.surrogates:
-                watched = _Watched(classifier.surrogates[surrogate])
-                trial.run(part, watched, f"restart {restart} {surrogate}")
-                part = replace(part, keeps_last=False)  # noqa: PLW2901 - the last iterate is the first run's
+    if plan.radii:
+        trial.sweep(plan)
+    else:
+        trial.run_all(plan)
     return trial.columns()
 
 
 class _Watched:
-    """A surrogate that counts its passes and remembers the images and the exits of the last one."""
+    """A surrogate that counts its passes and remembers the images and the exits of the last one.
+
+    It also counts, per sample, the backward passes that left it without any gradient.
+    """
 
     def __init__(self, surrogate: Any) -> None:
         self._surrogate = surrogate
         self.forwards = self.backwards = 0
         self.x: Tensor | None = None
         self._exits: Tensor | None = None
+        self._flat: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(self._count_flat)  # type: ignore[no-untyped-call]
         exits = self._surrogate.exits(x)
         self.forwards += 1
         self.backwards += int(exits.requires_grad)
         self.x, self._exits = x.detach(), exits.detach()
         picked: Tensor = self._surrogate.pick(exits)
         return picked
+
+    def _count_flat(self, gradient: Tensor) -> None:
+        is_flat = (gradient.flatten(1) == 0).all(1).long()
+        if self._flat is not None and len(self._flat) == len(is_flat):
+            is_flat += self._flat
+        self._flat = is_flat
+
+    def take_flat(self, count: int) -> Tensor | int:
+        """Return how many backward passes gave each of `count` samples no gradient since the last call."""
+        flat, self._flat = self._flat, None
+        return flat if flat is not None and len(flat) == count else 0  # a library may pass samples singly
 
     def exits_on(self, x: Tensor) -> Tensor:
         """Return the exits' logits on x, from the last pass where that was on x, else from a new one."""
@@ -175,6 +221,7 @@ class _Trial:
     """A batch on trial: how each sample stands, per judged exit, while attacks go over it.
 
     first: i64 [E,B], the first step that fooled the exit; 0 wrong without attack, STANDING if none did.
+    nearest: f32 [E,B], the distance of the nearest image that fooled it, inside the ball or not; inf if none.
     pred_at: i64 [S,E,B], the prediction on exactly the iterate after each step count of last_at.
     """
 
@@ -187,24 +234,81 @@ class _Trial:
         all_exits: bool,
     ) -> None:
         self.batch, self.last_at = batch, last_at
+        # Of a sweep over eps: where each exit fell, each sample's best iterate yet, and where to begin.
+        self.fell_at: Tensor | None = None
+        self.best_x: Tensor | None = None
+        self.best_margin: Tensor | None = None
+        self.start: Tensor | None = None
         self.x = batch.images.to(device).float() / 255
         self.y = batch.labels.to(device)
+        self.classifier = classifier
+        self.is_random = bool(classifier.meta.get("is_random"))
         with torch.no_grad():
             logits = classifier.exits(self.x)
         self.exits = range(1, len(logits) + 1) if all_exits else range(len(logits), len(logits) + 1)
         logits = self._judged(logits)
         shape = logits.shape[:2]
         self.clean_pred = logits.argmax(2)
-        self.pred = self.clean_pred.clone()
         self.margin = torch.stack([margin(exit_logits, self.y) for exit_logits in logits])
+        if self.is_random:
+            self.clean_pred, self.margin = self._by_vote(self.x, self.y)
+        self.pred = self.clean_pred.clone()
         self.first = torch.where(self.pred == self.y, STANDING, 0)
+        self.nearest = torch.where(self.pred == self.y, torch.inf, 0.0)
         self.pred_at = self.clean_pred.expand(len(last_at), *shape).clone()
         self.linf, self.l2, self.excess = torch.zeros(3, *shape, device=self.x.device)
-        self.forwards = torch.ones_like(self.y)
+        self.forwards = torch.full_like(self.y, 1 + FRESH * self.is_random)
         self.backwards = torch.zeros_like(self.y)
+        self.flat = torch.zeros_like(self.y)
 
     def _judged(self, exits: Tensor) -> Tensor:
         return exits[self.exits.start - 1 :]
+
+    def _by_vote(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return predictions i64 [E,B] and margins [E,B] over FRESH passes of a model that answers at random.
+
+        The true class where at least half of the passes say it, else the class that most of them say.
+        """
+        with torch.no_grad():
+            logits = torch.stack([self._judged(self.classifier.exits(x)) for _ in range(FRESH)])
+        votes = logits.argmax(3)
+        is_right = (votes == y).float().mean(0) >= 0.5
+        wrong = torch.where(votes == y, -1, votes)
+        counts = torch.nn.functional.one_hot(wrong + 1, logits.shape[3] + 1).sum(0)[..., 1:]
+        margins = torch.stack([margin(one, y) for one in logits.flatten(0, 1)]).view(votes.shape).mean(0)
+        return torch.where(is_right, y, counts.argmax(2)), margins
+
+    def sweep(self, plan: Plan) -> None:
+        """Go through the plan's radii from the smallest: who fell stays fallen, the others are tried again.
+
+        At each radius they are attacked twice: from the best iterate of the radius before, drawn out to the
+        new one, and afresh.
+        """
+        self.fell_at = torch.where(self.first == STANDING, torch.inf, 0.0).double()  # compared with radii
+        before = 0.0
+        for k, eps in enumerate(plan.radii):
+            now = plan.at(eps)
+            if self.best_x is not None:
+                self.start = self.x + (self.best_x - self.x) * (eps / before)
+                self.run_all(replace(now, restarts=1), f"eps {k} warm ")
+                self.start = None
+            self.best_margin = torch.full_like(self.x[:, 0, 0, 0], torch.inf)
+            self.best_x = self.x.clone()
+            self.run_all(now, f"eps {k} ")
+            self.fell_at[(self.first != STANDING) & self.fell_at.isinf()] = eps
+            before = eps
+
+    def run_all(self, plan: Plan, stream: str = "") -> None:
+        """Run the plan's parts, each as often as it asks, on what is left standing."""
+        for part in plan.parts or (plan,):
+            if self.start is not None and not can_start(part.attack):
+                continue
+            restarts = plan.restarts if part.attack.get("random_start") else 1  # without one all are alike
+            for restart in range(restarts):
+                for surrogate in plan.protocol.surrogates:
+                    watched = _Watched(self.classifier.surrogates[surrogate])
+                    self.run(part, watched, f"{stream}restart {restart} {surrogate}")
+                    part = replace(part, keeps_last=False)  # noqa: PLW2901 - the last iterate is the first run's
 
     def run(self, plan: Plan, watched: _Watched, stream: str) -> None:
         """Take every sample whose outcome can still change through one run of the attack."""
@@ -212,7 +316,8 @@ class _Trial:
         if not len(rows):
             return
         draws = KeyedDraws(plan.seed, self.batch.index, stream)[rows]
-        iterates = start_attack(plan, watched, self.x[rows], self.y[rows], draws)
+        start = None if self.start is None else self.start[rows]
+        iterates = start_attack(plan, watched, self.x[rows], self.y[rows], draws, start)
         before: Tensor | None = None
         keep: Tensor | None = None
         step = 0
@@ -229,6 +334,8 @@ class _Trial:
                 self._judge(rows, earlier, watched.exits_on(earlier), max(step, 1), plan, step > 0)
             self._charge(rows, watched, spent)
             step += 1
+            if plan.is_adapted:
+                now = self._drawn_back(rows, now, plan.threat, watched)
             staying = self._budget(plan)[rows] >= step
             if staying.all():
                 keep, before = None, now
@@ -241,6 +348,21 @@ class _Trial:
             spent = watched.forwards, watched.backwards
             self._judge(rows, before, watched.exits_on(before), step, plan, True)
             self._charge(rows, watched, spent)
+
+    def _drawn_back(self, rows: Tensor, found: Tensor, threat: Threat, watched: _Watched) -> Tensor:
+        """Return a library's images as near as the ball allows, having entered where they were before."""
+        x = self.x[rows]
+        found = found.detach().to(x)
+        if found.shape != x.shape or not found.isfinite().all():
+            raise ValueError(f"expected finite images {list(x.shape)}, got {list(found.shape)}")
+        far = distance(found, x, threat)
+        self.excess[:, rows] = (far - threat.eps).clamp_min(0).expand(len(self.exits), -1)
+        allowed = ball(threat, x).project(found)
+        if not torch.equal(allowed, found):
+            is_wrong = self._judged(watched.exits_on(found)).argmax(2) != self.y[rows]
+            nearest = self.nearest[:, rows]
+            self.nearest[:, rows] = torch.where(is_wrong, torch.minimum(nearest, far), nearest)
+        return allowed
 
     def _budget(self, plan: Plan) -> Tensor:
         """Return how many steps, at most, could change a reported number of each sample, i64 [B].
@@ -259,7 +381,8 @@ class _Trial:
     ) -> None:
         """Enter the verdict on the iterate x_adv of the samples `rows` after `step` steps."""
         delta = (x_adv - self.x[rows]).flatten(1)
-        excess = (distance(x_adv, self.x[rows], plan.threat) - plan.threat.eps).clamp_min_(0)
+        far = distance(x_adv, self.x[rows], plan.threat)
+        excess = (far - plan.threat.eps).clamp_min(0)
         is_inside = excess <= ROUNDING  # not a plain >: NaN is no member of the ball either
         if not (plan.may_leave or is_inside.all()):
             raise ValueError(f"{plan.attack} left the ball of radius {plan.threat.eps} by {excess.max()}")
@@ -270,15 +393,31 @@ class _Trial:
         exits, y, first = self._judged(exits), self.y[rows], self.first[:, rows]
         pred = exits.argmax(2)
         margins = torch.stack([margin(logits, y) for logits in exits])
-        is_first = (pred != y) & (step < first) & is_inside
+        is_wrong = pred != y
+        asked = is_wrong & (step < first) & is_inside
+        if self.is_random and asked.any():  # one draw that goes wrong is luck: ask again
+            some = asked.any(0)
+            pred, margins = pred.clone(), margins.clone()
+            pred[:, some], margins[:, some] = self._by_vote(x_adv[some], y[some])
+            self.forwards[rows[some]] += FRESH
+            is_wrong = is_wrong & (pred != y)
+        is_first = is_wrong & (step < first) & is_inside
+        nearest = self.nearest[:, rows]
+        self.nearest[:, rows] = torch.where(is_wrong, torch.minimum(nearest, far), nearest)
         # Until an exit falls its columns tell of the newest iterate, from then on of the one that did it.
         changed = is_first | ((first == STANDING) & is_inside)
         self.first[:, rows] = torch.where(is_first, step, first)
-        new = {"pred": pred, "margin": margins, "linf": delta.abs().amax(1), "excess": excess}
+        new = {"pred": pred, "margin": margins, "linf": delta.abs().amax(1)}
         new["l2"] = torch.linalg.vector_norm(delta, dim=1)
+        if not plan.is_adapted:  # of a library's images it was entered before they were drawn back
+            new["excess"] = excess
         for name, value in new.items():
             column = getattr(self, name)
             column[:, rows] = torch.where(changed, value, column[:, rows])
+        if self.best_x is not None and self.best_margin is not None:
+            is_best = (margins[-1] < self.best_margin[rows]) & is_inside
+            self.best_margin[rows] = torch.where(is_best, margins[-1], self.best_margin[rows])
+            self.best_x[rows[is_best]] = x_adv[is_best]
         if plan.keeps_last and is_iterate and step in plan.steps:
             at = plan.steps.index(step)
             was_right = first > 0
@@ -287,6 +426,7 @@ class _Trial:
     def _charge(self, rows: Tensor, watched: _Watched, spent: tuple[int, int]) -> None:
         self.forwards[rows] += watched.forwards - spent[0]
         self.backwards[rows] += watched.backwards - spent[1]
+        self.flat[rows] += watched.take_flat(len(rows))
 
     def columns(self) -> Columns:
         """Return the outcome columns, one row per sample and judged exit, exit by exit."""
@@ -305,19 +445,33 @@ class _Trial:
             "first_success_step": first,
             "forwards": self.forwards.expand(shape),
             "backwards": self.backwards.expand(shape),
+            "zero_gradients": self.flat.expand(shape),
+            "nearest": torch.where(self.nearest.isinf(), torch.nan, self.nearest),
         }
+        if self.fell_at is not None:
+            table["fell_at"] = self.fell_at
         for steps, pred in zip(self.last_at, self.pred_at, strict=True):
             table[f"pred_at_{steps}"] = pred
         return {name: column.cpu().numpy().reshape(-1) for name, column in table.items()}
 
 
 def start_attack(
-    plan: Plan, logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, draws: KeyedDraws
+    plan: Plan,
+    logits: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    draws: KeyedDraws,
+    start: Tensor | None = None,
 ) -> Iterates:
-    """Return the attack's generator over x [B,3,H,W], y [B], ready for its first step."""
-    row = ATTACKS[plan.attack.name]
+    """Return the attack's generator over x [B,3,H,W], y [B], ready for its first step.
+
+    start: images to begin at instead of where it would.
+    """
     options = dict(plan.attack.arguments)
-    if row.iterative:
+    row = ATTACKS.get(plan.attack.name)
+    if row is not None and row.iterative:
         options["steps"] = plan.steps[-1]
-    iterates: Iterates = resolve(row)(logits, x, y, plan.threat, draws, **options)
+    if start is not None:
+        options["start"] = start
+    iterates: Iterates = attack_function(plan.attack)(logits, x, y, plan.threat, draws, **options)
     return iterates

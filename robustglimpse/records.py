@@ -29,9 +29,11 @@ RESULT_COLUMNS = (
 )  # fmt: skip
 
 # Per-sample outcomes: one row per sample and exit, kept for every cell.
+# nearest: distance, in the threat's norm, of the nearest image seen that fooled the exit, also one outside
+# the ball.  zero_gradients: backward passes that gave the sample no gradient at all.
 OUTCOME_COLUMNS = (
     "index", "label", "exit", "clean_pred", "pred", "margin", "linf", "l2", "excess",
-    "first_success_step", "forwards", "backwards",
+    "first_success_step", "forwards", "backwards", "zero_gradients", "nearest",
 )  # fmt: skip
 
 
@@ -76,6 +78,10 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
+    "plain": Protocol(
+        "as libraries are compared: pixels, no random start, clipped to [0,1], last iterate",
+        False, False, ("as-trained",), ("last", "worst"),
+    ),
     "standard": Protocol(
         "pixels, random start, clipped to [0,1], any iterate may fool",
         False, True, ("as-trained",), ("worst",),

@@ -209,7 +209,7 @@ def test_rows_do_not_depend_on_batch_or_order() -> None:
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in whole}
     back = np.argsort(joined["index"])
     for name in whole:
-        assert np.array_equal(joined[name][back], whole[name]), name
+        np.testing.assert_array_equal(joined[name][back], whole[name], err_msg=name)
 
 
 def test_restarts_never_raise_accuracy() -> None:
@@ -300,3 +300,42 @@ def test_iterates_outside_the_ball_are_no_success() -> None:
     columns = evaluate.attack(model, batch, make_plan("fab_t(steps=5)", Threat("linf", 0.04)), device="cpu")
     assert columns["first_success_step"].tolist() == [-1], "it crosses the boundary, beyond its reach"
     assert columns["pred"].tolist() == columns["label"].tolist()
+
+
+def test_a_sweep_finds_each_sample_at_the_radius_that_holds_its_boundary() -> None:
+    model, batch, threat = mixed()
+    weight = anisotropic_weight()
+    scores = ((batch.images.float() / 255) * weight).flatten(1).sum(1)
+    lead = scores - scores.quantile(0.15)
+    far = (lead / weight.abs().sum()).numpy()  # no pixel meets the bounds: the exact distance
+    radii = (0.002, 0.006, 0.01)
+    plan = evaluate.make_plan(
+        parse_call("pgd(steps=[1,12], step_size=0.002)"), protocol="standard", threat=threat,
+        normalisation=NORMALISATION, restarts=1, seed=5, all_exits=False, radii=radii,
+    )  # fmt: skip
+    columns = evaluate.attack(model, batch, plan, device="cpu")
+    expected = [0.0 if d <= 0 else next((r for r in radii if r >= d), np.inf) for d in far]
+    assert {0.0, *radii, np.inf} == set(expected)
+    assert columns["fell_at"].tolist() == expected
+    assert ((columns["first_success_step"] == -1) == np.isinf(columns["fell_at"])).all()
+
+
+def test_a_sweep_begins_each_radius_where_the_one_before_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Tensor | None] = []
+    whole = evaluate.start_attack
+
+    def watched(plan, logits, x, y, draws, start=None):  # type: ignore[no-untyped-def]
+        starts.append(None if start is None else (start - x).flatten(1).abs().amax(1))
+        return whole(plan, logits, x, y, draws, start)
+
+    monkeypatch.setattr(evaluate, "start_attack", watched)
+    weight, batch = anisotropic_weight(), random_batch(1)
+    model = classifier_of(at_distance(weight, batch.images, 0.05, "linf"))
+    plan = evaluate.make_plan(
+        parse_call("pgd(steps=8, step_size=0.01)"), protocol="standard", threat=Threat("linf", 0.04),
+        normalisation=NORMALISATION, restarts=1, seed=5, all_exits=False, radii=(0.01, 0.02, 0.04),
+    )  # fmt: skip
+    evaluate.attack(model, batch, plan, device="cpu")
+    assert [start is None for start in starts] == [True, False, True, False, True]
+    warm = [float(start) for start in starts if start is not None]
+    assert warm == pytest.approx([0.02, 0.04], rel=1e-4), "drawn out to the new radius"

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from torch import Tensor
 from typer.testing import CliRunner
 
 from robustglimpse import cli, regress
@@ -795,8 +796,13 @@ def test_7_a_weaker_attack_by_the_same_name_is_suspicious(
 ) -> None:
     from robustglimpse.attacks import gradient
 
-    whole = gradient.input_gradient
-    monkeypatch.setattr(gradient, "input_gradient", lambda *arguments: 0 * whole(*arguments))
+    whole = gradient.slope
+
+    def weakened(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        value, slope = whole(*arguments, **options)
+        return value, 0 * slope
+
+    monkeypatch.setattr(gradient, "slope", weakened)
     code, found, text = gate(base, real_run(runs, "weaker"))
     assert (code, found) == (4, {"suspicious-gain"}), text
     assert "the attack became weaker" in text

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from robustglimpse.attacks.geometry import ball
+from robustglimpse.attacks.geometry import ball, begin
 from robustglimpse.attacks.gradient import Iterates, Logits, likeliest_wrong, slope
-from robustglimpse.attacks.loss import LOSSES, targeted_dlr
+from robustglimpse.attacks.loss import LOSSES, Objective, targeted_dlr
 from robustglimpse.records import Threat
 from robustglimpse.registry import find
 from robustglimpse.rng import KeyedDraws
@@ -19,8 +16,6 @@ from robustglimpse.rng import KeyedDraws
 # in shares of all steps; the share of steps that must have gained; the weight of the new direction.
 FIRST_GAP, GAP_SHRINK, LEAST_GAP = 0.22, 0.03, 0.06
 GAINING, INERTIA = 0.75, 0.75
-# labels i64 [B] or [B,2]: whatever the objective reads beside the logits.
-Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def apgd(
@@ -33,14 +28,16 @@ def apgd(
     steps: int = 100,
     loss: str = "ce",
     random_start: bool = True,
+    eot: int = 1,
+    start: Tensor | None = None,
 ) -> Iterates:
     """Yield x after each of `steps` steps of Auto-PGD on a loss: "ce", "dlr" or "margin".
 
     x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  No step size: it starts at twice eps and is halved where the
-    loss stops rising.  Source: Croce & Hein 2020, algorithm 1.
+    loss stops rising.  eot: see slope.  start: see pgd.  Source: Croce & Hein 2020, algorithm 1.
     """
     objective = find(LOSSES, loss, kind="loss")
-    return climb(logits, x, y, threat, draws, objective, steps=steps, random_start=random_start)
+    return climb(logits, x, y, threat, draws, objective, steps=steps, random_start=random_start, eot=eot)
 
 
 def apgd_t(
@@ -53,6 +50,7 @@ def apgd_t(
     steps: int = 100,
     targets: int = 9,
     random_start: bool = True,
+    eot: int = 1,
 ) -> Iterates:
     """Yield x after each step of `targets` runs of Auto-PGD on the targeted DLR loss.
 
@@ -64,7 +62,7 @@ def apgd_t(
         labels = torch.stack([y, ranked[:, k]], 1)
         run = climb(
             logits, x, labels, threat, draws.named(f"target {k}"), targeted_dlr, steps=steps,
-            random_start=random_start,
+            random_start=random_start, eot=eot,
         )  # fmt: skip
         keep: Tensor | None = None
         while True:
@@ -87,15 +85,13 @@ def climb(
     *,
     steps: int,
     random_start: bool,
+    eot: int,
+    start: Tensor | None = None,
 ) -> Iterates:
     """Yield x after each step of Auto-PGD up an objective (logits [B,K], labels -> [B])."""
-
-    def climbed(labels: Tensor, v: Tensor) -> Tensor:
-        return objective(logits(v), labels)
-
     allowed = ball(threat, x)
-    x_adv = allowed.random_start(draws) if random_start else x
-    value, gradient = slope(partial(climbed, labels), x_adv)
+    x_adv = begin(allowed, x, draws, random_start, start)
+    value, gradient = slope(logits, x_adv, labels, objective, eot=eot)
     before, best_x, best_value, best_gradient = x_adv, x_adv, value, gradient
     size = value.new_full((len(x), 1, 1, 1), 2 * threat.eps)
     gains = torch.zeros_like(value)
@@ -117,7 +113,7 @@ def climb(
             value, size, gains = value[keep], size[keep], gains[keep]
             was_halved, best_at_check = was_halved[keep], best_at_check[keep]
         last = value
-        value, gradient = slope(partial(climbed, labels), x_adv)
+        value, gradient = slope(logits, x_adv, labels, objective, eot=eot)
         gains = gains + (value > last)
         is_best = value > best_value
         best_value = torch.where(is_best, value, best_value)

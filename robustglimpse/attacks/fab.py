@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import scale_of
-from robustglimpse.attacks.gradient import Iterates, Logits, likeliest_wrong, raised_by, slope
+from robustglimpse.attacks.gradient import Iterates, Logits, likeliest_wrong, slope
+from robustglimpse.attacks.loss import targeted_lead
 from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
@@ -27,18 +28,20 @@ def fab_t(
     *,
     steps: int = 100,
     targets: int = 9,
+    eot: int = 1,
 ) -> Iterates:
     """Yield the images of targeted FAB, two for each of `steps` steps towards each likely wrong class.
 
     x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  Nothing is random.  They may lie outside the ball.
-    Source: Croce & Hein 2020, "Minimally distorted adversarial examples", algorithm 1, targeted as in
-    AutoAttack.
+    eot: see slope.  Source: Croce & Hein 2020, "Minimally distorted adversarial examples", algorithm 1,
+    targeted as in AutoAttack.
     """
     ranked = likeliest_wrong(logits, x, y, targets)
     for k in range(ranked.shape[1]):
         target, now = ranked[:, k], x
         for _ in range(steps):
-            value, gradient = _lead(logits, now, y, target)
+            pair = torch.stack([y, target], 1)
+            value, gradient = slope(logits, now, pair, targeted_lead, eot=eot)
             now = _towards(x, now, value, gradient, threat)
             keep = yield now
             if keep is not None:
@@ -49,18 +52,6 @@ def fab_t(
             keep = yield now
             if keep is not None:
                 x, y, ranked, target, now = x[keep], y[keep], ranked[keep], target[keep], now[keep]
-
-
-def _lead(logits: Logits, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how far the target leads the true class, f32 [B], and its gradient at x."""
-    pair = torch.stack([target, y], 1)
-
-    def lead(v: Tensor) -> Tensor:
-        ahead, behind = logits(v).gather(1, pair).unbind(1)
-        return ahead - behind
-
-    value, gradient = slope(lead, x)
-    return value, gradient / raised_by(value.dtype)
 
 
 def _towards(x: Tensor, now: Tensor, value: Tensor, gradient: Tensor, threat: Threat) -> Tensor:

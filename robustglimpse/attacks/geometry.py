@@ -98,6 +98,15 @@ class L2Ball:
         return x + size * self.scale * scaled / _norm(scaled).clamp_min(1e-12)
 
 
+def begin(
+    allowed: LinfBall | L2Ball, x: Tensor, draws: KeyedDraws, random_start: bool, start: Tensor | None
+) -> Tensor:
+    """Return where an attack begins: at start, drawn into the ball; else at random in it; else at x."""
+    if start is not None:
+        return allowed.project(start)
+    return allowed.random_start(draws) if random_start else x
+
+
 def _norm(x: Tensor) -> Tensor:
     """Return the Euclidean norm of each sample, [B,1,1,1]."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True)

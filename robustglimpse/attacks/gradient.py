@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
-from robustglimpse.attacks.geometry import ball
-from robustglimpse.attacks.loss import cross_entropy
+from robustglimpse.attacks.geometry import ball, begin
+from robustglimpse.attacks.loss import INSTEAD, LOSSES, Objective, log_odds
 from robustglimpse.records import Threat
+from robustglimpse.registry import find
 from robustglimpse.rng import KeyedDraws
 
 Logits = Callable[[Tensor], Tensor]
@@ -25,13 +26,14 @@ def fgsm(
     draws: KeyedDraws,
     *,
     random_start: bool = False,
+    eot: int = 1,
 ) -> Iterates:
     """Yield x after one step of size eps.
 
-    x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  random_start: from a random point of the ball.
+    x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  random_start: from a random point of the ball.  eot: see slope.
     Source: Goodfellow et al. 2015, sec. 4; with a start, Wong et al. 2020 at a step of eps.
     """
-    return pgd(logits, x, y, threat, draws, steps=1, step_size=threat.eps, random_start=random_start)
+    return pgd(logits, x, y, threat, draws, steps=1, step_size=threat.eps, random_start=random_start, eot=eot)
 
 
 def pgd(
@@ -43,18 +45,23 @@ def pgd(
     *,
     steps: int,
     step_size: float,
+    loss: str = "ce",
     random_start: bool = True,
+    eot: int = 1,
+    start: Tensor | None = None,
 ) -> Iterates:
-    """Yield x after each of `steps` steps of projected gradient ascent on the cross-entropy.
+    """Yield x after each of `steps` steps of projected gradient ascent on a loss: "ce", "dlr" or "margin".
 
     x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  step_size: in the units of threat.eps.
-    random_start: begin at a point drawn uniformly from the ball, not at x.
+    random_start: begin at a point drawn uniformly from the ball, not at x.  eot: see slope.
+    start: begin as near to these images [B,3,H,W] as the ball allows.
     Source: Madry et al. 2018, sec. 2.1.
     """
+    objective = find(LOSSES, loss, kind="loss")
     allowed = ball(threat, x)
-    x_adv = allowed.random_start(draws) if random_start else x
+    x_adv = begin(allowed, x, draws, random_start, start)
     for _ in range(steps):
-        gradient = input_gradient(logits, x_adv, y)
+        _, gradient = slope(logits, x_adv, y, objective, eot=eot)
         x_adv = allowed.project(allowed.step(x_adv, gradient, step_size))
         keep = yield x_adv
         if keep is not None:
@@ -72,17 +79,20 @@ def mifgsm(
     step_size: float,
     decay: float = 1.0,
     random_start: bool = False,
+    eot: int = 1,
+    start: Tensor | None = None,
 ) -> Iterates:
     """Yield x after each of `steps` steps along a decaying sum of gradients, each of unit L1 mean.
 
     x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  step_size: in the units of threat.eps.  decay: mu.
+    eot: see slope.  start: see pgd.
     Source: Dong et al. 2018, algorithm 1.
     """
     allowed = ball(threat, x)
-    x_adv = allowed.random_start(draws) if random_start else x
+    x_adv = begin(allowed, x, draws, random_start, start)
     momentum = torch.zeros_like(x)
     for _ in range(steps):
-        gradient = input_gradient(logits, x_adv, y)
+        _, gradient = slope(logits, x_adv, y, log_odds, eot=eot)
         mean = gradient.abs().mean((1, 2, 3), keepdim=True)
         momentum = decay * momentum + gradient / mean.clamp_min(1e-30)
         x_adv = allowed.project(allowed.step(x_adv, momentum, step_size))
@@ -91,27 +101,38 @@ def mifgsm(
             x_adv, y, allowed, momentum = x_adv[keep], y[keep], allowed[keep], momentum[keep]
 
 
-def input_gradient(logits: Logits, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of each sample's cross-entropy at x, raised as slope does: its direction counts."""
-    return slope(lambda v: cross_entropy(logits(v), y), x)[1]
+def slope(
+    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, *, eot: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return each sample's objective [B] and its gradient at x. Weights keep no gradient.
 
-
-def slope(score: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each sample's score [B] and its gradient at x, times raised_by(the score's type).
-
-    Raising it keeps the gradient of a sample that the model is sure of in f32's normal range: below, its
-    sign is lost and arithmetic is several times slower.  Weights keep no gradient.
+    labels: what the objective reads beside the logits.
+    eot: the mean over so many passes, for models that answer at random (Athalye et al. 2018, sec. 3.3).
+    A sample whose gradient is exactly 0 gets that of INSTEAD's objective, where there is one.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = score(x)  # summed below: each sample's gradient at its own size
-        (gradient,) = torch.autograd.grad(value.sum() * raised_by(value.dtype), x)
-    return value.detach(), gradient
+    value, gradient = _mean_slope(logits, x, labels, objective, eot)
+    instead = INSTEAD.get(objective)
+    if instead is not None:
+        is_flat = gradient.flatten(1).abs().amax(1) == 0
+        if is_flat.any():  # rare, so all samples go through once more
+            _, other = _mean_slope(logits, x, labels, instead, eot)
+            gradient = torch.where(is_flat[:, None, None, None], other, gradient)
+    return value, gradient
 
 
-def raised_by(dtype: torch.dtype) -> float:
-    """Return the power of two that slope multiplies gradients by; every digit stays."""
-    return 2.0**40 if dtype == torch.float32 else 1.0  # f16 has no room for it
+def _mean_slope(
+    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, eot: int
+) -> tuple[Tensor, Tensor]:
+    values, gradients = [], []
+    for _ in range(eot):
+        with torch.enable_grad():
+            v = x.detach().requires_grad_()
+            value = objective(logits(v), labels)  # summed below: each sample's gradient at its own size
+            gradients.append(torch.autograd.grad(value.sum(), v)[0])
+        values.append(value.detach())
+    if eot == 1:
+        return values[0], gradients[0]
+    return torch.stack(values).mean(0), torch.stack(gradients).mean(0)
 
 
 def likeliest_wrong(logits: Logits, x: Tensor, y: Tensor, most: int) -> Tensor:

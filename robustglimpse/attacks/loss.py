@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor
-from torch.nn import functional as F
+
+# What an attack climbs: logits [B,K] and labels (i64 [B], or [B,2]: the true class and a target) -> [B].
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the cross-entropy of each sample, f32 [B], in nats."""
-    return F.cross_entropy(logits, y, reduction="none")
+def log_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """Return each sample's log-odds of being wrong, f32 [B]: cross-entropy without its flat end.
+
+    Cross-entropy is log(1 + exp(log-odds)), so both rise together and their gradients point the same way:
+    steps of a given size, and the choice of the better iterate, are those of cross-entropy.  But where a
+    model is sure, the gradient of cross-entropy loses its digits and then is 0 in f32 (on logits times 1000
+    for 83 % of the samples of a test network), and this one is of full size.
+    Raises ValueError if K < 2.
+    """
+    true, others = _true_and_others(logits, y)
+    return others.logsumexp(1) - true
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -20,11 +30,16 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     Returns f32 [B] in logit units; negative means misclassified.
     Raises ValueError if K < 2.  Source: Carlini & Wagner 2017, sec. V-A, f6 up to sign.
     """
+    true, others = _true_and_others(logits, y)
+    return true - others.amax(1)
+
+
+def _true_and_others(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the true class's logits [B], and all of them with -inf in its place [B,K]."""
     if logits.shape[1] < 2:
         raise ValueError(f"a margin needs at least two classes, got {logits.shape[1]}")
     true = logits.gather(1, y[:, None])[:, 0]
-    others = logits.scatter(1, y[:, None], float("-inf"))
-    return true - others.amax(1)
+    return true, logits.scatter(1, y[:, None], float("-inf"))
 
 
 def lead(logits: Tensor, y: Tensor) -> Tensor:
@@ -44,13 +59,19 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return lead(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
+def targeted_lead(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how far the target leads the true class, f32 [B]; labels: i64 [B,2], true class and target."""
+    true, target = logits.gather(1, labels).unbind(1)
+    return target - true
+
+
 def targeted_dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the targeted DLR, f32 [B]: the target's lead over the true class, over the logits' spread.
 
     labels: i64 [B,2], the true class and the target.  Below four classes it is the plain lead.
     Source: Croce & Hein 2020, eq. 7.
     """
-    ahead = (logits.gather(1, labels[:, 1:]) - logits.gather(1, labels[:, :1]))[:, 0]
+    ahead = targeted_lead(logits, labels)
     if logits.shape[1] < 4:
         return ahead
     largest = logits.topk(4, 1).values
@@ -58,8 +79,11 @@ def targeted_dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 # Larger is worse for the model.
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": cross_entropy,
+LOSSES: dict[str, Objective] = {
+    "ce": log_odds,
     "dlr": dlr,
     "margin": lead,
 }
+# What is followed instead where a loss has no gradient: a ratio is flat where it is at its largest, as the
+# DLR is for a true class that ranks third.
+INSTEAD: dict[Objective, Objective] = {dlr: lead, targeted_dlr: targeted_lead}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from robustglimpse.attacks.gradient import fgsm, input_gradient
+from robustglimpse.attacks.apgd import apgd, apgd_t
+from robustglimpse.attacks.fab import fab_t
+from robustglimpse.attacks.gradient import Logits, fgsm, mifgsm, pgd, slope
+from robustglimpse.attacks.loss import dlr, log_odds
 from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
@@ -18,12 +23,16 @@ def sure(x: Tensor, gain: float) -> Tensor:
     return torch.stack([score, -score], 1)
 
 
+def ascent(logits: Logits, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    return slope(logits, x, y, log_odds, **options)[1]
+
+
 def test_a_gradient_below_the_normal_range_keeps_its_sign() -> None:
     x, y = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, dtype=torch.int64)
-    found = input_gradient(lambda v: sure(v, 80.0), x, y)
+    found = ascent(lambda v: sure(v, 80.0), x, y)
     plain = x.clone().requires_grad_()
     (lost,) = torch.autograd.grad(torch.nn.functional.cross_entropy(sure(plain, 80.0), y), plain)
-    assert (lost.sign() != -WEIGHT.sign()).float().mean() > 0.5, "without raising it there is hardly a sign"
+    assert (lost.sign() != -WEIGHT.sign()).float().mean() > 0.5, "cross-entropy has hardly a sign left"
     assert torch.equal(found[0].sign(), -WEIGHT.sign())
 
 
@@ -34,6 +43,65 @@ def test_fgsm_moves_every_pixel_of_an_image_that_the_model_is_sure_of() -> None:
     torch.testing.assert_close(x_adv[0], 0.5 - 0.1 * WEIGHT.sign())
 
 
-def test_half_precision_is_not_raised_out_of_its_range() -> None:
+def test_half_precision_stays_in_its_range() -> None:
     x, y = torch.full((1, 3, 8, 8), 0.5, dtype=torch.float16), torch.zeros(1, dtype=torch.int64)
-    assert input_gradient(lambda v: sure(v.float(), 0.0).half(), x, y).isfinite().all()
+    assert ascent(lambda v: sure(v.float(), 0.0).half(), x, y).isfinite().all()
+
+
+def test_a_loss_without_gradient_is_replaced_for_the_samples_that_lack_one() -> None:
+    # The first sample's true class ranks third, where the DLR is 1 whatever the logits.
+    def logits(v: Tensor) -> Tensor:
+        score = (v * WEIGHT).flatten(1).sum(1)
+        shift = torch.tensor([[0.0, 9.0, 8.0, -9.0], [5.0, 1.0, 0.0, -9.0]])
+        return torch.stack([score, -score, 0 * score, 0 * score], 1) + shift
+
+    x, y = torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, dtype=torch.int64)
+    passes = []
+
+    def watched(v: Tensor) -> Tensor:
+        passes.append(len(v))
+        return logits(v)
+
+    value, gradient = slope(watched, x, y, dlr)
+    assert value[0] == 1
+    assert len(passes) == 2
+    torch.testing.assert_close(gradient[0], -2 * WEIGHT)  # of the lead: what was missing
+    _, plain = slope(logits, x[1:], y[1:], dlr)
+    assert torch.equal(gradient[1], plain[0]), "the other keeps its own"
+    passes.clear()
+    slope(watched, x, y, log_odds)
+    assert len(passes) == 1, "nothing is missing, nothing is asked again"
+
+
+def test_eot_is_the_mean_over_passes() -> None:
+    x, y = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, dtype=torch.int64)
+    signs = iter([1.0, 1.0, -1.0, 1.0])
+
+    def moody(v: Tensor) -> Tensor:
+        score = (v * WEIGHT).flatten(1).sum(1) * next(signs)
+        return torch.stack([score, 0 * score], 1)
+
+    torch.testing.assert_close(ascent(moody, x, y, eot=4)[0], -WEIGHT / 2)
+
+
+def test_eot_changes_nothing_where_nothing_is_random() -> None:
+    x, y = torch.rand(3, 3, 8, 8), torch.zeros(3, dtype=torch.int64)
+    draws = KeyedDraws(0, torch.arange(3))
+
+    def logits(v: Tensor) -> Tensor:
+        score = (v**2 * WEIGHT).flatten(1).sum(1)
+        return torch.stack([score, -score, score / 2], 1)
+
+    for attack, options in (
+        (pgd, {"steps": 3, "step_size": 0.02}),
+        (mifgsm, {"steps": 3, "step_size": 0.02}),
+        (fgsm, {}),
+        (apgd, {"steps": 6}),
+        (apgd_t, {"steps": 3}),
+        (fab_t, {"steps": 3}),
+    ):
+        once, often = (
+            list(attack(logits, x, y, Threat("linf", 0.1), draws, eot=n, **options)) for n in (1, 4)
+        )
+        for a, b in zip(once, often, strict=True):
+            torch.testing.assert_close(a, b)

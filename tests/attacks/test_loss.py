@@ -6,14 +6,38 @@ from math import log
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from robustglimpse.attacks.loss import LOSSES, cross_entropy, dlr, margin, targeted_dlr
+from robustglimpse.attacks.loss import LOSSES, dlr, log_odds, margin, targeted_dlr, targeted_lead
 
 
-def test_cross_entropy_is_minus_the_log_of_the_true_share() -> None:
-    logits = torch.tensor([[0.0, 0.0], [log(3), 0.0], [log(3), 0.0]])
-    found = cross_entropy(logits, torch.tensor([0, 0, 1]))  # shares 1/2, 3/4, 1/4
-    torch.testing.assert_close(found, torch.tensor([log(2), log(4 / 3), log(4)]))
+def test_log_odds_are_those_of_the_wrong_classes_together() -> None:
+    logits = torch.tensor([[log(6), log(2), 0.0], [log(6), log(2), 0.0]])  # shares 6, 2 and 1 of 9
+    found = log_odds(logits, torch.tensor([0, 1]))
+    torch.testing.assert_close(found, torch.tensor([log(3 / 6), log(7 / 2)]))
+
+
+def test_log_odds_are_cross_entropy_on_a_longer_scale() -> None:
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 5
+    logits.requires_grad_()
+    y = torch.arange(50) % 10
+    odds, entropy = log_odds(logits, y), F.cross_entropy(logits, y, reduction="none")
+    torch.testing.assert_close(entropy, odds.exp().log1p())
+    ours, theirs = (torch.autograd.grad(v.sum(), logits)[0] for v in (odds, entropy))
+    torch.testing.assert_close(F.normalize(ours), F.normalize(theirs))
+
+
+def test_where_cross_entropy_has_no_gradient_left_log_odds_have() -> None:
+    logits = torch.tensor([[5000.0, 0.0, -300.0]], requires_grad=True)
+    y = torch.tensor([0])
+    (flat,) = torch.autograd.grad(F.cross_entropy(logits, y), logits)
+    (steep,) = torch.autograd.grad(log_odds(logits, y).sum(), logits)
+    assert not flat.any()
+    assert steep.tolist() == [[-1.0, 1.0, 0.0]]
+
+
+def test_targeted_lead_is_the_targets_over_the_true_class() -> None:
+    assert targeted_lead(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([[0, 2]])).tolist() == [-1.0]
 
 
 def test_margin_is_the_lead_over_the_best_other_class() -> None:
@@ -47,7 +71,7 @@ def test_dlr_does_not_change_when_logits_are_shifted_or_scaled() -> None:
     logits = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
     y = torch.arange(8)
     torch.testing.assert_close(dlr(1000 * logits + 7, y), dlr(logits, y), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(cross_entropy(1000 * logits, y), cross_entropy(logits, y))
+    assert not torch.allclose(log_odds(1000 * logits, y), log_odds(logits, y))
 
 
 def test_targeted_dlr_is_the_targets_lead_over_the_spread() -> None:
