@@ -69,7 +69,9 @@ def parse_call(text: str) -> Call:
 
 
 def _literal(node: ast.expr) -> Any:
-    """Return the literal at node; a division of two numbers is one. Raises ValueError otherwise."""
+    """Return the literal at node; a division of two numbers is one, in a list too. Raises ValueError else."""
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_literal(part) for part in node.elts]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         top, bottom = ast.literal_eval(node.left), ast.literal_eval(node.right)
         return float(top) / float(bottom)
@@ -100,8 +102,9 @@ def unknown(name: str, known: Iterable[str], *, kind: str, listing: str = "") ->
     listing: the argument of `robustglimpse list` that shows the table; without one the names are spelled out.
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    folded = {each.casefold(): each for each in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     where = f"list them: robustglimpse list {listing}" if listing else f"known: {', '.join(names)}"
     return UserError(f"unknown {kind} {name!r}; {hint}({where})")
 

@@ -18,10 +18,11 @@ import torch
 
 import robustglimpse
 from robustglimpse import cost, evaluate
-from robustglimpse.attacks import ATTACKS
+from robustglimpse.attacks import ATTACKS, adapted_defaults, canonical
 from robustglimpse.corruptions import corrupt
 from robustglimpse.data import DATASETS, Dataset, load_data
-from robustglimpse.models import load_model
+from robustglimpse.models import is_from_outside, load_model
+from robustglimpse.models.preflight import PROBES, check_model, right_if_prepared
 from robustglimpse.progress import progress
 from robustglimpse.records import SCHEMA, Batch, Cell, Classifier, Estimate, Norm, Threat, UserError
 from robustglimpse.registry import Call, parse_call, parse_fraction
@@ -30,6 +31,8 @@ from robustglimpse.stats import wilson
 from robustglimpse.store import Columns, Provenance, Row, Store, is_correct
 
 CLEAN = "clean"
+EPS_PARTS = 8  # of a sweep over eps that names the largest alone
+CHANCE_BATCH = 64  # images on which another preparation is tried
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Bench:
 
     models: names, .safetensors files, or Classifiers (models.sources.wrap makes one of any nn.Module).
     eps, step_size: in pixel units of [0,1], as text ("4/255") so that tables can show what was typed.
+    curve: "eps" attacks at every eps of a sweep, the largest of which is the threat: those that eps spells
+        ("1/255,2/255,4/255"), or eight equal parts of the one that it is.
     data: a data set's name, or a Dataset (data.from_tensors); None takes the one that the models were
         trained on.
     """
@@ -47,6 +52,7 @@ class Bench:
     steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     eps: str = "4/255"
     step_size: str = "1/255"
+    curve: str = ""
     norm: Norm = "linf"
     restarts: int = 1
     protocols: tuple[str, ...] = ("standard",)
@@ -171,9 +177,10 @@ def choose_device(name: str) -> str:
 
 def _plan_work(asked: Bench, device: str) -> Iterator[Work]:
     """Yield the clean cell and the attack cells of every model, all arguments checked."""
-    threat = Threat(asked.norm, _positive(asked.eps, "eps"))
+    radii = radii_of(asked)
+    threat = Threat(asked.norm, radii[-1] if radii else _positive(asked.eps, "eps"))
     evaluate.steps_of(asked.steps)
-    calls = [_with_defaults(parse_call(text), asked) for text in asked.attacks]
+    calls = [with_defaults(parse_call(text), asked) for text in asked.attacks]
     for name, classifier, dataset in load_pairs(asked, device):
         provenance = Provenance(classifier.sha256, dataset.fingerprint)
         data = data_name(asked, classifier)
@@ -187,12 +194,25 @@ def _plan_work(asked: Bench, device: str) -> Iterator[Work]:
             for protocol in dict.fromkeys(asked.protocols):
                 plan = evaluate.make_plan(
                     call, protocol=protocol, threat=threat, normalisation=classifier.normalisation,
-                    restarts=asked.restarts, seed=asked.seed, all_exits=asked.all_exits,
+                    restarts=asked.restarts, seed=asked.seed, all_exits=asked.all_exits, radii=radii,
                 )  # fmt: skip
+                swept = Call(call.name, (*call.arguments, ("radii", list(radii)))) if radii else call
                 attacked = replace(
-                    cell, perturb=str(call), threat=plan.threat, protocol=protocol, restarts=asked.restarts
+                    cell, perturb=str(swept), threat=plan.threat, protocol=protocol, restarts=asked.restarts
                 )
                 yield Work(attacked, classifier, dataset, provenance, plan)
+
+
+def radii_of(asked: Bench) -> tuple[float, ...]:
+    """Return the increasing radii of a sweep over eps, none where there is no sweep."""
+    if not asked.curve:
+        return ()
+    if asked.curve != "eps":
+        raise UserError(f"a curve is over eps, got {asked.curve!r}; curves over steps come with --steps")
+    radii = sorted({_positive(part, "eps") for part in asked.eps.split(",")})
+    return (
+        tuple(radii) if len(radii) > 1 else tuple(radii[0] * k / EPS_PARTS for k in range(1, EPS_PARTS + 1))
+    )
 
 
 class Source(Protocol):
@@ -226,10 +246,10 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
             continue
         name, classifier = named(model, device)
         if name in seen:
-            raise UserError(f"two models are called {name!r}; give them names of their own")
-        seen.add(name)
+            raise UserError(f"two models are called {name!r}; give them names of their own (name='...')")
+        seen |= {name, model} if isinstance(model, str) else {name}
         if isinstance(asked.data, Dataset):
-            yield name, classifier, match_classes(asked.data.first(asked.limit), classifier)
+            yield name, *checked(classifier, asked.data.first(asked.limit), device)
             continue
         data = data_name(asked, classifier)
         size_px = asked.size_px or (classifier.size_px if has_sizes(data) else None)
@@ -238,7 +258,16 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
                 data, split=asked.split, data_dir=asked.data_dir, limit=asked.limit, size_px=size_px,
                 download=asked.download,
             )  # fmt: skip
-        yield name, classifier, match_classes(datasets[data, size_px], classifier)
+        yield name, *checked(classifier, datasets[data, size_px], device)
+
+
+def checked(classifier: Classifier, dataset: Dataset, device: str) -> tuple[Classifier, Dataset]:
+    """Return the model, once it has answered the first images well, and its data; notes go to stderr."""
+    dataset = match_classes(dataset, classifier)
+    classifier = check_model(classifier, next(dataset.batches(PROBES)).images.to(device).float() / 255)
+    for note in classifier.meta.get("notes", ()):
+        print(note, file=sys.stderr)
+    return classifier, dataset
 
 
 def check_counts(asked: Source) -> None:
@@ -258,7 +287,8 @@ def named(model: str | Classifier, device: str) -> tuple[str, Classifier]:
     """Return what a model is called in the tables, and the model."""
     if isinstance(model, Classifier):
         return model.name, model
-    return model, load_model(model, device=device)
+    classifier = load_model(model, device=device)
+    return (classifier.name if is_from_outside(model) else model), classifier
 
 
 def data_name(asked: Source, classifier: Classifier) -> str:
@@ -271,15 +301,23 @@ def data_name(asked: Source, classifier: Classifier) -> str:
     return str(data)
 
 
-def _with_defaults(call: Call, asked: Bench) -> Call:
-    """Return the call with --steps and --step-size filled in where the attack takes them and it has none."""
+def with_defaults(call: Call, asked: Bench) -> Call:
+    """Return the call by our names, with --steps and --step-size where the attack takes them and it has none.
+
+    An attack of a library takes the largest of the steps.
+    """
+    call = canonical(call)
+    step_size = _positive(asked.step_size, "step size")
     row = ATTACKS.get(call.name)
     options = dict(call.arguments)
-    if row is not None and row.iterative:
-        options.setdefault("steps", list(asked.steps))
-        options.setdefault("step_size", _positive(asked.step_size, "step size"))
-        _positive(str(options["step_size"]), "step size")
-    return Call(call.name, tuple(sorted(options.items())))
+    if row is None:
+        call = adapted_defaults(call, steps=evaluate.steps_of(asked.steps)[-1], step_size=step_size)
+    elif row.iterative:
+        call = Call(
+            call.name, tuple(sorted({"steps": list(asked.steps), "step_size": step_size, **options}.items()))
+        )
+        _positive(str(call.get("step_size")), "step size")
+    return call
 
 
 def _positive(text: str, what: str) -> float:
@@ -340,6 +378,29 @@ def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[int
         whole = {name: column[order] for name, column in whole.items()}
         seconds = sum(part[1] for part in done.values())
         store.finish(w.cell, w.provenance, whole, result_rows(w, whole, seconds, device))
+        if w.plan is None and w.corruption is None:
+            _warn_of_chance(w, whole, device)
+
+
+def _warn_of_chance(w: Work, columns: Columns, device: str) -> None:
+    """Say on stderr where a model is no better than guessing, and which preparation would mend that."""
+    right = (columns["pred"] == columns["label"])[columns["exit"] == columns["exit"].max()]
+    labels, total = w.dataset.labels, len(right)
+    classes = len(np.unique(labels))  # one answer for all is right for one of them
+    chance = 1 / (classes if total >= 2 * classes else len(w.classifier.classes))
+    if wilson(int(right.sum()), total).low > chance:
+        return
+    batch = next(w.dataset.batches(CHANCE_BATCH))
+    found = right_if_prepared(w.classifier, batch.images.to(device).float() / 255, batch.labels.to(device))
+    best = max(found, key=lambda text: found[text])
+    cause = "are its weights trained, its images prepared as in training, its classes in this order?"
+    if wilson(found[best], len(batch.labels)).low > chance:
+        cause = f"with {best} it gets {found[best]} of {len(batch.labels)}: are they its own?"
+    print(
+        f"{w.cell.model}: {right.sum()} of {total} clean images right, no better than chance ({chance:.2g}); "
+        f"{cause}",
+        file=sys.stderr,
+    )
 
 
 def _shown(w: Work, batch: Batch, device: str) -> Batch:
@@ -383,12 +444,13 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
     rows = []
     for exit_number in sorted(set(columns["exit"].tolist())):
         of_exit = {name: column[columns["exit"] == exit_number] for name, column in columns.items()}
-        for judge, steps, right in _verdicts(w, of_exit):
+        for judge, steps, eps, right in _verdicts(w, of_exit):
             estimate = wilson(int(right.sum()), len(right))
             rows.append(
                 {
                     **common,
                     **_estimate(estimate),
+                    **_radius(common, eps),
                     "judge": judge,
                     "steps": steps,
                     "exit": exit_number,
@@ -398,17 +460,29 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
     return rows
 
 
-def _verdicts(w: Work, columns: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
-    """Yield (judge, steps, bool [N]: still correct) for every number that the cell reports."""
+def _verdicts(w: Work, columns: dict[str, Any]) -> Iterator[tuple[str, int, float | None, Any]]:
+    """Yield (judge, steps, eps, bool [N]: still correct) for every number that the cell reports.
+
+    eps: None but for a sweep over it.
+    """
     if w.plan is None:
         reported = [("", 0)]
     elif w.plan.steps == (evaluate.TO_THE_END,):
         reported = [("worst", int(w.plan.attack.get("steps", 1)))]
     else:
-        reported = [(judge, steps) for judge in w.plan.protocol.judges for steps in w.plan.steps]
+        judges = w.plan.protocol.judges if not w.plan.radii else ("worst",)
+        reported = [(judge, steps) for judge in judges for steps in w.plan.steps]
     most = max(steps for _, steps in reported)
     for judge, steps in reported:
-        yield judge, steps, is_correct(columns, judge, steps, most=most)
+        for eps in (w.plan.radii if w.plan else ()) or (None,):
+            yield judge, steps, eps, is_correct(columns, judge, steps, most=most, eps=eps)
+
+
+def _radius(row: Row, eps: float | None) -> Row:
+    """Return the columns of a row that differ along a sweep over eps."""
+    if eps is None:
+        return {}
+    return {"eps": eps, "eps_text": _fraction_text(eps), "step_size": row["step_size"] * eps / row["eps"]}
 
 
 def _estimate(estimate: Estimate) -> Row:

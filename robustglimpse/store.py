@@ -316,12 +316,17 @@ class Outcome:
     curves: tuple[Curve, ...]
 
 
-def is_correct(outcomes: pd.DataFrame | Columns, judge: str, steps: int, *, most: int) -> NDArray[np.bool_]:
+def is_correct(
+    outcomes: pd.DataFrame | Columns, judge: str, steps: int, *, most: int, eps: float | None = None
+) -> NDArray[np.bool_]:
     """Return which rows of a cell's outcomes count as correct: what every row of results.csv counts.
 
+    eps: the radius asked about where the cell is a sweep over eps (it has a column fell_at), else None.
     most: the most steps that the cell reports.  They stand for all that the attack made, which may be
     more iterates than that: a targeted attack takes its steps once for each class.
     """
+    if eps is not None:
+        return np.asarray(np.asarray(outcomes["fell_at"]) > eps)
     if judge == "worst":
         first = np.asarray(outcomes["first_success_step"])
         return np.asarray((first == -1) | ((first > steps) & (steps < most)))
@@ -361,7 +366,8 @@ def _read_cell(root: Path, path: Path) -> Outcome:
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); run the cell again") from None
     curves, most = [], max(row["steps"] for row in record["rows"])
-    for row in record["rows"]:
+    rows = [row for row in record["rows"] if row["eps"] == record["rows"][-1]["eps"]]  # a sweep's largest
+    for row in rows:
         part = frame[frame["exit"] == row["exit"]]
         right = is_correct(part, row["judge"], row["steps"], most=most)
         if (int(right.sum()), len(right)) != (row["correct"], row["total"]):
@@ -371,7 +377,7 @@ def _read_cell(root: Path, path: Path) -> Outcome:
             )
         curves.append(Curve(row["exit"], row["judge"], row["steps"], right))
     index = np.unique(frame["index"].to_numpy())
-    eps_text = str(record["rows"][0]["eps_text"])
+    eps_text = str(rows[0]["eps_text"])
     return Outcome(record["cell"], Provenance(**record["provenance"]), eps_text, index, tuple(curves))
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from robustglimpse import evaluate, runner
 from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, UserError
-from robustglimpse.report.tables import steps_table
-from robustglimpse.runner import Bench, bench
+from robustglimpse.report.tables import eps_curve, eps_table, steps_table
+from robustglimpse.runner import Bench, bench, radii_of
 from robustglimpse.store import read_outcomes, read_results
 
 MODEL = "mgnet-r18"
@@ -224,3 +224,58 @@ def test_a_run_killed_outright_goes_on_to_the_same_rows(straight: Path, tmp_path
     done = subprocess.run([*command, "--out", str(tmp_path)], check=False, capture_output=True)
     assert done.returncode == 0
     same_results(straight, tmp_path)
+
+
+# A sweep over eps
+
+SWEEP = replace(
+    SMALL, protocols=("standard",), steps=(2,), curve="eps", eps="1/255,4/255,16/255", step_size="4/255",
+    all_exits=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("swept")
+    bench(SWEEP, out, command="test")
+    return out
+
+
+def test_a_sweep_gives_a_row_for_every_eps_and_exit_that_never_rises(swept: Path) -> None:
+    frame = read_results(swept)
+    attacked = frame[frame["kind"] == "attack"]
+    assert attacked["cell"].nunique() == 1
+    assert sorted(set(attacked["eps_text"])) == ["1/255", "16/255", "4/255"]
+    assert attacked["step_size"].tolist() == pytest.approx((attacked["eps"] / 4).tolist())
+    for _, of_exit in attacked.groupby("exit"):
+        assert of_exit.sort_values("eps")["accuracy"].is_monotonic_decreasing
+    assert attacked["accuracy"].nunique() > 1
+    curve = eps_curve(frame)
+    assert curve.index.get_level_values("exit").tolist() == [1, 2, 3]
+    hand = [curve[k].to_numpy() for k in curve.columns[:-1]]
+    area = (hand[0] + hand[1]) / 2 * 1 + (hand[1] + hand[2]) / 2 * 3 + (hand[2] + hand[3]) / 2 * 12
+    assert curve["area"].tolist() == pytest.approx((area / 16).tolist())
+    assert "| area" in eps_table(frame)
+
+
+def test_the_gate_sees_the_largest_eps_of_a_sweep(swept: Path) -> None:
+    frame = read_results(swept)
+    largest = frame[frame["eps_text"] == "16/255"].sort_values("exit")["correct"].tolist()
+    (found,) = (one for one in read_outcomes(swept) if one.cell["perturb"] != "clean")
+    assert [int(curve.is_correct.sum()) for curve in found.curves] == largest
+    assert found.eps_text == "16/255"
+
+
+def test_one_eps_is_swept_in_equal_parts() -> None:
+    assert radii_of(replace(SWEEP, eps="8/255")) == pytest.approx([k / 255 for k in range(1, 9)])
+    assert radii_of(replace(SWEEP, eps="2/255, 1/255")) == pytest.approx([1 / 255, 2 / 255])
+    assert radii_of(SMALL) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"curve": "steps"}, "a curve is over eps, got 'steps'"), ({"eps": "1/255,0"}, "eps must be above 0")],
+)
+def test_a_sweep_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bench(replace(SWEEP, **change), tmp_path)  # type: ignore[arg-type]

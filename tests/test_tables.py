@@ -90,4 +90,4 @@ def test_rows_say_what_they_are() -> None:
             parts = getattr(row, "parts", ())
             assert set(parts) <= set(OWN)
             assert parts or callable(resolve(row))  # type: ignore[arg-type]
-    assert list(PROTOCOLS) == ["standard", "paper", "adaptive"]
+    assert list(PROTOCOLS) == ["plain", "standard", "paper", "adaptive"]

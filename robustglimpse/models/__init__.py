@@ -41,6 +41,41 @@ class ModelRow:
     url: str = ""
 
 
+@dataclass(frozen=True)
+class SourceRow:
+    """One line of the table of places that models come from, beside our own checkpoints."""
+
+    target: str
+    example: str
+    needs: str
+    summary: str
+
+
+SOURCES: dict[str, SourceRow] = {
+    "torchvision": SourceRow(
+        "robustglimpse.models.sources:torchvision_model",
+        "torchvision:resnet50(weights='IMAGENET1K_V2')", "nothing",
+        "its classifiers; weights=None for random ones, weights='FILE.pth' for your own",
+    ),
+    "timm": SourceRow(
+        "robustglimpse.models.sources:timm_model",
+        "timm:vit_tiny_patch16_224", "pip install 'robustglimpse[timm]'",
+        "its models, with the same choices of weights",
+    ),
+    "robustbench": SourceRow(
+        "robustglimpse.models.sources:robustbench_model",
+        "robustbench:Carmon2019Unlabeled(dataset='cifar10', threat_model='Linf', model_dir='models')",
+        "pip install 'robustglimpse[robustbench]'",
+        "its zoo, from model_dir where the file is there",
+    ),
+    "package.module": SourceRow(
+        "robustglimpse.models.sources:factory_model",
+        "package.module:factory(width=2, size_px=32)", "a module installed, or in this folder",
+        "what your own function or nn.Module class makes; its options are passed on",
+    ),
+}  # fmt: skip
+
+
 @cache
 def models() -> Mapping[str, ModelRow]:
     """Return the manifest's rows by full name, such as "mgnet-r18@glimpse-digits"."""
@@ -61,12 +96,21 @@ def model_row(name: str) -> ModelRow:
     raise unknown(name, short, kind="model", listing="models")
 
 
+def is_from_outside(name: str) -> bool:
+    """Return whether a model's name is a call of SOURCES, such as "timm:resnet18"."""
+    return ":" in name.partition("(")[0] and not name.endswith(".safetensors")
+
+
 def load_model(name: str, *, device: str = "cpu") -> Classifier:
-    """Return a frozen classifier in eval mode: a manifest name, or a path to a .safetensors file.
+    """Return a frozen classifier in eval mode: a manifest name, a .safetensors file, or a call of SOURCES.
 
     It takes f32 images in [0,1] of any memory layout, normalises inside, and runs channels-last.
     Raises UserError for an unknown name, a missing file, a wrong hash or weights that do not fit.
     """
+    if is_from_outside(name):
+        from robustglimpse.models.sources import load_source
+
+        return load_source(name, device=device)
     from robustglimpse.models import zoo
 
     if name.endswith(".safetensors"):

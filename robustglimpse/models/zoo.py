@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustglimpse.models import ModelRow, model_row
 from robustglimpse.models.backbones import default_gradient_scale, fold_batch_norm_
@@ -28,6 +28,7 @@ from robustglimpse.registry import parse_fraction
 
 FORMAT = "robustglimpse-1"
 PREFIX = "model."
+STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")  # where a checkpoint may keep its weights
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 WEIGHTS = Path(__file__).parent / "weights"
@@ -129,24 +130,30 @@ def load_file(path: Path, *, name: str, device: str = "cpu", expected: str | Non
 
 
 def load_strictly(network: MGNet, state: Mapping[str, Tensor], path: Path) -> None:
-    """Put the weights into the network; name the first that is missing, left over or of another shape."""
-    expected = network.state_dict()
+    """Put the weights into one of our networks; see load_weights_."""
+    architecture = network.architecture
+    hint = f"has it {architecture.classes} classes, and is the backbone really {architecture.backbone}?"
+    load_weights_(network, state, path, hint=hint)
+
+
+def load_weights_(module: nn.Module, state: Mapping[str, Tensor], path: Path, *, hint: str) -> None:
+    """Put the weights into the module; name the first that is missing, left over or of another shape.
+
+    hint: what to look at where they do not fit.
+    """
+    expected = module.state_dict()
     for what, names in (
         ("lacks", [n for n in expected if n not in state]),
         ("has an unexpected", [n for n in state if n not in expected]),
     ):
         if names:
-            raise UserError(
-                f"{path}: {what} {names[0]!r} ({len(names)} in all); "
-                f"is the backbone really {network.architecture.backbone}?"
-            )
+            raise UserError(f"{path}: {what} {names[0]!r} ({len(names)} in all); {hint}")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{path}: {name!r} is {list(tensor.shape)}, expected {list(expected[name].shape)} "
-                f"for {network.architecture.backbone} with {network.architecture.classes} classes"
+                f"{path}: {name!r} is {list(tensor.shape)}, expected {list(expected[name].shape)}; {hint}"
             )
-    network.load_state_dict(state, strict=True)
+    module.load_state_dict(state, strict=True)
 
 
 def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: str = "cpu") -> Classifier:
@@ -233,12 +240,48 @@ def import_checkpoint(
 
 def _read_lightning(path: Path) -> dict[str, Tensor]:
     """Return a checkpoint's state_dict, read without running any code in it."""
+    content = _read_torch_file(path)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if state is None or not _is_state(state):
+        raise UserError(f"{path}: expected a Lightning checkpoint with a 'state_dict' of tensors")
+    return dict(state)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a .safetensors file, or in one of torch's own, without running code in it.
+
+    It may lie one level down ("state_dict", "model", ...); the prefixes that wrappers leave are taken off.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of weights; give a .safetensors, or a .pth of a state dict")
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)[0]
+    else:
+        content = _read_torch_file(path)
+        inside = [content[key] for key in STATE_KEYS if key in content] if isinstance(content, dict) else []
+        state = next((s for s in [*inside, content] if _is_state(s)), {})
+    if not state:
+        raise UserError(
+            f"{path}: expected a state dict of tensors; save one: torch.save(model.state_dict(), FILE)"
+        )
+    for prefix in ("_orig_mod.", "module."):  # of torch.compile and of DataParallel
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(tensor, Tensor) for tensor in content.values())
+
+
+def _read_torch_file(path: Path) -> Any:
+    """Return what torch.save wrote, read without running any code in it."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols
-            content = torch.load(path, weights_only=True, map_location="cpu")
+            return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
@@ -248,10 +291,6 @@ def _read_lightning(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path}: expected a Lightning checkpoint with a 'state_dict' of tensors")
-    return state
 
 
 def read_checkpoint(path: Path, *, expected: str | None = None) -> tuple[dict[str, Tensor], Card, str]:
@@ -259,27 +298,34 @@ def read_checkpoint(path: Path, *, expected: str | None = None) -> tuple[dict[st
 
     expected: the SHA-256 that the file must have; it is checked before anything in the file is used.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         found = hash_file(path)
-        if expected is not None and found != expected:
-            raise UserError(
-                f"{path}: expected sha256 {expected}, got {found}; "
-                "the file was changed, fetch or train it again"
-            )
-        with safe_open(path, "pt") as stream:
-            metadata = stream.metadata() or {}
-            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    if expected is not None and found != expected:
+        raise UserError(
+            f"{path}: expected sha256 {expected}, got {found}; the file was changed, fetch or train it again"
+        )
+    state, metadata = _read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: no robustglimpse card inside; import the authors' .ckpt with "
-            "`robustglimpse import-checkpoint`"
+            f"{path}: no robustglimpse card inside; import the authors' .ckpt with `robustglimpse "
+            f"import-checkpoint`, or name its architecture: \"torchvision:resnet18(weights='{path}')\""
         )
     weights = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
     return weights, _card(metadata.get("card", ""), path), found
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of any safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stream:
+            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
+            return state, stream.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _card(text: str, path: Path) -> Card:

@@ -93,6 +93,48 @@ def _steps_panel(panel: Axes, rows: pd.DataFrame) -> None:
         panel.spines[side].set_visible(False)
 
 
+def eps_figure(results: pd.DataFrame) -> Figure:
+    """Return accuracy against eps: a panel per backbone, a line per model and protocol, at the last exit."""
+    from matplotlib.figure import Figure
+
+    rows = headline(results)
+    attacked = rows[rows["kind"] == "attack"]
+    clean = rows[rows["kind"] == "clean"]
+    backbones = list(dict.fromkeys(attacked["backbone"]))
+    figure = Figure(figsize=(4.6 * len(backbones) + 1.9, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(backbones), sharey=True, squeeze=False)[0]
+    several = attacked["attack"].nunique() > 1
+    for panel, backbone in zip(panels, backbones, strict=True):
+        of_backbone = attacked[attacked["backbone"] == backbone]
+        groups = of_backbone.groupby(["model", "family", "attack", "protocol"], sort=False)
+        for (model, family, attack, protocol), group in groups:
+            title, colour, marker = FAMILY_STYLES.get(str(family), OTHER_STYLE)
+            line = pd.concat([clean[clean["model"] == model].head(1), group.sort_values("eps")])
+            x, (y, low, high) = 255 * line["eps"], (100 * line[k] for k in ("accuracy", "ci_low", "ci_high"))
+            named = (
+                title if title and of_backbone[["model"]].nunique().iloc[0] <= len(FAMILY_STYLES) else model
+            )
+            panel.plot(
+                x, y, color=colour, marker=marker, linestyle=PROTOCOL_LINES.get(str(protocol), "solid"),
+                label=f"{named}, {protocol}{f', {attack}' if several else ''}", markersize=4.5,
+                linewidth=1.7, clip_on=False,
+            )  # fmt: skip
+            panel.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        panel.set_title(BACKBONE_TITLES.get(str(backbone), str(backbone)))
+        panel.set_xlim(0, 255 * attacked["eps"].max())
+        _percent_axis(panel)
+        panel.set_xlabel(f"{attacked['norm'].iloc[0]} eps (1/255)")
+    panels[0].set_ylabel("accuracy (%)")
+    first = attacked.iloc[0]
+    figure.suptitle(
+        f"{', '.join(dict.fromkeys(attacked['attack']))}, {first['dataset']} ({int(first['n'])} images)",
+        fontsize=10,
+    )
+    handles = {h.get_label(): h for panel in panels for h in panel.get_lines()}
+    figure.legend(handles=list(handles.values()), loc="outside right center", frameon=False, fontsize=8.5)
+    return figure
+
+
 def steps_panel(rows: pd.DataFrame) -> Figure:
     """Return Figure 4 of one backbone for a page: the lines of its models and protocols, named at their ends.
 

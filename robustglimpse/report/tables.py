@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import numpy as np
 import pandas as pd
 
-from robustglimpse.attacks import ATTACKS
 from robustglimpse.records import PROTOCOLS
 
 # From the mildest to the hardest, as readers should meet them.
-PROTOCOL_ORDER = ("paper", "standard", "adaptive")
+PROTOCOL_ORDER = ("paper", "plain", "standard", "adaptive")
 
 
 def headline(results: pd.DataFrame, *, all_exits: bool = False) -> pd.DataFrame:
@@ -25,10 +25,9 @@ def headline(results: pd.DataFrame, *, all_exits: bool = False) -> pd.DataFrame:
         ["backbone", "family", "model", "attack", "exit", "order", "steps"], kind="stable"
     )
     first_judge = {name: protocol.judges[0] for name, protocol in PROTOCOLS.items()}
-    is_quoted = (rows["kind"] == "clean") | (
-        rows["judge"] == rows["protocol"].map(first_judge).fillna("worst")
-    )
-    is_quoted |= rows["attack"].isin([name for name, row in ATTACKS.items() if row.runs_long])  # worst alone
+    is_first = rows["judge"] == rows["protocol"].map(first_judge).fillna("worst")
+    has_one = ~rows["cell"].isin(rows.loc[is_first, "cell"])  # attacks that run long: worst alone
+    is_quoted = (rows["kind"] == "clean") | is_first | has_one
     rows = rows[is_quoted].drop(columns="order")
     return rows if all_exits else rows[rows["exit"] == rows.groupby("model")["exit"].transform("max")]
 
@@ -59,6 +58,67 @@ def steps_table(results: pd.DataFrame) -> str:
         names = [str(model), *([str(exit_number)] if several else []), f"{attack} {eps}", str(protocol)]
         cells = [_cell(by_steps, k) for k in counts]
         lines.append([*names, _cell(clean, (model, exit_number)), *cells])
+    return markdown(header, lines)
+
+
+def eps_curve(results: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy by eps (columns; 0 is clean), and `area`, a row per model, exit, attack and protocol.
+
+    area: under the curve from 0 to the largest eps, as a share of what a model that is always right would
+    have (trapezoids): the mean accuracy over all radii up to there.
+    """
+    rows = headline(results, all_exits=True)
+    clean = rows[rows["kind"] == "clean"].drop_duplicates(["model", "exit"]).set_index(["model", "exit"])
+    attacked = rows[rows["kind"] == "attack"]
+    named = ["model", "exit", "attack", "protocol"]
+    curve = attacked.pivot_table(index=named, columns="eps", values="accuracy", sort=False)
+    radii = np.sort(curve.columns.to_numpy(float))
+    curve = curve.reindex(columns=radii)
+    at = pd.MultiIndex.from_frame(curve.index.to_frame()[["model", "exit"]])
+    curve.insert(0, 0.0, clean["accuracy"].reindex(at).to_numpy())
+    area = np.trapezoid(curve.to_numpy(float), np.array([0.0, *radii]), axis=1)
+    return curve.assign(area=area / radii[-1])
+
+
+def eps_table(results: pd.DataFrame) -> str:
+    """Return eps_curve in percent as Markdown."""
+    curve = eps_curve(results)
+    texts = results[results["kind"] == "attack"].drop_duplicates("eps").set_index("eps")["eps_text"]
+    radii = [str(texts.loc[eps]) for eps in curve.columns[1:-1]]
+    header = ["model", "exit", "attack", "protocol", "clean", *radii, "area"]
+    lines = [
+        [*map(str, key if isinstance(key, tuple) else (key,)), *(f"{100 * value:.1f}" for value in row)]
+        for key, row in zip(curve.index, curve.to_numpy(), strict=True)
+    ]
+    return markdown(header, lines)
+
+
+def compare_table(compared: pd.DataFrame) -> str:
+    """Return compare's rows as Markdown, the first attack of each model without differences."""
+    header = [
+        "model",
+        "attack",
+        "robust",
+        "other verdicts",
+        "other classes",
+        "p",
+        "excess",
+        "s",
+        "first other default",
+    ]
+    lines = []
+    for row in compared.to_dict("records"):
+        told = [str(row["model"]), str(row["attack"])]
+        if row["status"] != "ok":
+            lines.append([*told, "-", "-", "-", "-", "-", "-", str(row["error"])])
+            continue
+        lines.append(
+            [
+                *told, f"{100 * row['accuracy']:.1f} %", f"{row['other_verdicts']:.0f} of {row['n']:.0f}",
+                f"{row['other_predictions']:.0f}", f"{row['p_value']:.2g}", f"{row['excess']:.1e}",
+                f"{row['seconds']:.1f}", row["first_other_default"] or "-",
+            ]
+        )  # fmt: skip
     return markdown(header, lines)
 
 
