@@ -120,6 +120,9 @@ def bench(
         str, typer.Option(help="Step counts to report; one run of the largest gives all.")
     ] = "1,2,4,8,16",
     eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
+    curve: Annotated[
+        str, typer.Option(help="`eps`: accuracy against eps, for --eps 1/255,2/255,4/255 or 8 parts of one.")
+    ] = "",
     step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
     norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
     restarts: Annotated[int, typer.Option(help="Random starts; the worst counts.")] = 1,
@@ -152,6 +155,8 @@ def bench(
         robustglimpse bench --model ffnet-r18 --model mgnet-r18 --protocol paper --protocol adaptive
 
         robustglimpse bench --model mgnet-r18 --attack fgsm --attack "pgd(steps=40)" --eps 2/255 --limit 200
+
+        robustglimpse bench --model mgnet-r18 --curve eps --eps 2/255,4/255,8/255 --limit 64
     """
     from robustglimpse.report import figures, tables
     from robustglimpse.runner import Bench
@@ -160,17 +165,19 @@ def bench(
 
     asked = Bench(
         models=tuple(model), attacks=tuple(attack), steps=_steps(steps), eps=eps, step_size=step_size,
-        norm=norm.value, restarts=restarts, protocols=tuple(protocol), data=data, split=split,
+        curve=curve, norm=norm.value, restarts=restarts, protocols=tuple(protocol), data=data, split=split,
         data_dir=data_dir, size_px=size, download=download, limit=limit, batch_size=batch_size, seed=seed,
         device=device, all_exits=exits,
     )  # fmt: skip
     results = run(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
-    print(tables.steps_table(results))
-    if (results["status"] == "ok").any():
-        figure, store = figures.figure4(results), Store(out)
+    is_attacked = (results["status"] == "ok") & (results["kind"] == "attack")
+    if is_attacked.any():
+        print(tables.eps_table(results) if curve else tables.steps_table(results))
+        stem, draw = ("eps_curve", figures.eps_figure) if curve else ("figure4", figures.figure4)
+        figure, store = draw(results), Store(out)
         for name in ("png", "svg"):
-            store.write_figure(f"figure4.{name}", figures.render(figure, name))
-    print(f"\n{out / 'results.csv'}\n{out / 'figure4.png'}")
+            store.write_figure(f"{stem}.{name}", figures.render(figure, name))
+        print(f"\n{out / 'results.csv'}\n{out / f'{stem}.png'}")
     if (results["status"] != "ok").any():
         raise typer.Exit(1)
 
@@ -404,6 +411,108 @@ def verify(what: Annotated[Verified, typer.Argument(help="What to verify.")]) ->
         raise typer.Exit(1)
 
 
+@app.command("compare")
+def compare_(
+    attack: Annotated[
+        list[str],
+        typer.Option(help="native:NAME, torchattacks:NAME, foolbox:NAME, pyautoattack:NAME. Repeatable."),
+    ],
+    model: Annotated[list[str], typer.Option(help="See `bench`. Repeatable.")] = ["mgnet-r18"],  # noqa: B006
+    steps: Annotated[int, typer.Option(help="Steps of every attack that takes them.")] = 40,
+    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
+    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
+    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    data_dir: DataDir = None,
+    split: Split = None,
+    size: Size = None,
+    limit: Limit = 100,
+    batch_size: BatchSize = 50,
+    seed: Annotated[int, typer.Option(help="Seed of what is random in an attack.")] = 0,
+    device: Device = "auto",
+    out: Annotated[
+        Path, typer.Option(help="Results directory; what is already in it is not run again.")
+    ] = Path("runs/compare"),
+) -> None:
+    """Set attacks of other libraries beside the first: the same images, start, steps and ball.
+
+    Counts the samples whose verdict or class differs, and names the first argument whose default does.
+
+    Examples:
+
+        robustglimpse compare --attack native:pgd --attack torchattacks:PGD --attack foolbox:LinfPGD
+
+        robustglimpse compare --attack apgd --attack "pyautoattack:apgd-ce(n_restarts=1)" --eps 8/255
+    """
+    from robustglimpse.compare import compare
+    from robustglimpse.report import tables
+    from robustglimpse.runner import Bench
+    from robustglimpse.store import Store
+
+    asked = Bench(
+        models=tuple(model), attacks=tuple(attack), steps=(steps,), eps=eps, step_size=step_size,
+        norm=norm.value, data=data, data_dir=data_dir, split=split, size_px=size, limit=limit,
+        batch_size=batch_size, seed=seed, device=device,
+    )  # fmt: skip
+    compared = compare(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
+    print(tables.compare_table(compared))
+    Store(out).write_text("compare.csv", compared.to_csv(index=False))
+    print(f"\n{out / 'compare.csv'}")
+    if (compared["status"] != "ok").any():
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Extras or packages.  [default: all but `dev`]", show_default=False),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell which packages work here, whose files another has overwritten, and what to type to mend it.
+
+    Every package is imported in a process of its own, and its files are compared with those installed
+    (above 8 MB by size alone). Exit code 1 where one is broken, or is needed or named and absent.
+
+    Examples:
+
+        robustglimpse doctor
+
+        robustglimpse doctor torch numpy
+
+        robustglimpse doctor torchvision --json
+    """
+    from robustglimpse.doctor import diagnose
+
+    diagnosis = diagnose(names or ())
+    if json_:
+        print(diagnosis.to_json())
+    else:
+        _show_diagnosis(diagnosis)
+    if not diagnosis.is_well:
+        raise typer.Exit(1)
+
+
+def _show_diagnosis(diagnosis: Any) -> None:
+    """Print the versions, a line per package, and below them what to know and to type."""
+    print(f"robustglimpse {diagnosis.robustglimpse}, Python {diagnosis.python} ({diagnosis.executable})")
+    print(diagnosis.platform + (f", device {diagnosis.device}" if diagnosis.device else ""), end="\n\n")
+    _print_table(
+        ["package", "extra", "version", "required", "status"],
+        [(p.name, p.extra, p.version or "-", p.required, p.status) for p in diagnosis.packages],
+    )
+    faults = [p for p in diagnosis.packages if p.is_fault]
+    for mend in dict.fromkeys(p.mend for p in faults):
+        print("", *(f"{p.name}: {p.problem}" for p in faults if p.mend == mend), f"    {mend}", sep="\n")
+    absent = dict.fromkeys(p.mend for p in diagnosis.packages if p.status == "absent" and not p.is_fault)
+    if absent:
+        print("\nto add what is absent, where it is wanted:", *absent, sep="\n    ")
+    notes = [f"{p.name}: {note}" for p in diagnosis.packages for note in p.notes]
+    if notes:
+        print("\nnotes, no faults:", *notes, sep="\n    ")
+
+
 @app.command()
 def regress(
     baseline: Annotated[Path, typer.Argument(help="A baseline made with --update, or a results directory.")],
@@ -591,10 +700,13 @@ def list_(what: Annotated[Listing, typer.Argument(help="Which table.")]) -> None
 
         robustglimpse list models
     """
+    _print_table(*_listing(what))
+
+
+def _print_table(header: list[str], rows: list[tuple[Any, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    header, rows = _listing(what)
     table = Table(*header, box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
@@ -612,10 +724,10 @@ def _listing(what: Listing) -> tuple[list[str], list[tuple[Any, ...]]]:
             for m in models().values()
         ]  # fmt: skip
     if what is Listing.attacks:
-        from robustglimpse.attacks import ATTACKS
+        from robustglimpse.attacks import table
 
-        return ["attack", "norms", "needs", "forwards + backwards", "source"], [
-            (name, ", ".join(row.norms), row.needs, row.cost, row.source) for name, row in ATTACKS.items()
+        return ["attack", "norms", "needs", "forwards + backwards per image", "source"], [
+            (name, ", ".join(row.norms), row.needs, row.cost, row.source) for name, row in table().items()
         ]
     if what is Listing.corruptions:
         from robustglimpse.corruptions import CORRUPTIONS

@@ -15,10 +15,23 @@ PACKAGE = Path(robustglimpse.__file__).parent
 # A module may import from its own layer's folder and from layers below (later) only.
 LAYERS = [
     ["cli", "__main__"],
-    ["runner", "sweep", "export", "golden", "frames", "report", "regress", "testing", "audit", "train"],
+    [
+        "runner",
+        "compare",
+        "sweep",
+        "export",
+        "golden",
+        "frames",
+        "report",
+        "regress",
+        "testing",
+        "audit",
+        "train",
+        "doctor",
+    ],
     ["evaluate", "store", "stats", "cost", "policy"],
     ["models", "data", "attacks", "corruptions", "recipes"],
-    ["registry", "rng", "progress"],
+    ["registry", "rng", "progress", "extras"],
     ["records", "__init__"],
 ]
 ROOMS = {
@@ -102,6 +115,8 @@ def test_heavy_packages_load_inside_the_function_that_needs_them(path: Path) -> 
         ["--help"],
         ["bench", "--help"],
         ["corruptions", "--help"],
+        ["doctor", "--help"],
+        ["doctor", "rich"],
         *(["list", what] for what in ("models", "attacks", "corruptions", "data")),
     ],
 )
