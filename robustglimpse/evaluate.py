@@ -29,6 +29,7 @@ from robustglimpse.rng import KeyedDraws
 
 Columns = dict[str, NDArray[np.generic]]
 FRESH = 10  # passes that a model which answers at random is judged by
+SURE = 90  # passes by which it is judged again where those said wrong: of many iterates some win ten by luck
 STANDING = 2**62  # first success of an exit that never fell: later than any step
 TO_THE_END = 2**31  # more steps than any attack takes: one that decides itself when it is done
 
@@ -174,6 +175,19 @@ def attack(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> 
     return trial.columns()
 
 
+def attack_images(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> tuple[Columns, Tensor]:
+    """Return attack's columns of the last exit, and the images that they tell of, f32 [B,3,H,W].
+
+    The image behind the protocol's headline verdict: the one that fooled a sample, else the newest; where
+    the last iterate is judged, that.  A sample that was wrong before keeps its image.
+    """
+    plan = replace(plan, all_exits=False)
+    trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, False)
+    trial.kept = trial.x.clone()
+    trial.run_all(plan)
+    return trial.columns(), trial.kept
+
+
 class _Watched:
     """A surrogate that counts its passes and remembers the images and the exits of the last one.
 
@@ -191,6 +205,9 @@ class _Watched:
         if x.requires_grad:
             x.register_hook(self._count_flat)  # type: ignore[no-untyped-call]
         exits = self._surrogate.exits(x)
+        if x.requires_grad and torch.is_grad_enabled() and not exits.requires_grad:
+            # A network that is cut off from its images: their gradient is 0, and counted, not missing.
+            exits = exits + 0 * x.flatten(1).sum(1)[:, None]
         self.forwards += 1
         self.backwards += int(exits.requires_grad)
         self.x, self._exits = x.detach(), exits.detach()
@@ -239,6 +256,7 @@ class _Trial:
         self.best_x: Tensor | None = None
         self.best_margin: Tensor | None = None
         self.start: Tensor | None = None
+        self.kept: Tensor | None = None  # the images that the columns tell of, where somebody wants them
         self.x = batch.images.to(device).float() / 255
         self.y = batch.labels.to(device)
         self.classifier = classifier
@@ -251,32 +269,46 @@ class _Trial:
         self.clean_pred = logits.argmax(2)
         self.margin = torch.stack([margin(exit_logits, self.y) for exit_logits in logits])
         if self.is_random:
-            self.clean_pred, self.margin = self._by_vote(self.x, self.y)
+            self.clean_pred, self.margin, votes = self._by_vote(self.x, self.y)
         self.pred = self.clean_pred.clone()
         self.first = torch.where(self.pred == self.y, STANDING, 0)
         self.nearest = torch.where(self.pred == self.y, torch.inf, 0.0)
         self.pred_at = self.clean_pred.expand(len(last_at), *shape).clone()
         self.linf, self.l2, self.excess = torch.zeros(3, *shape, device=self.x.device)
-        self.forwards = torch.full_like(self.y, 1 + FRESH * self.is_random)
+        self.forwards = torch.ones_like(self.y) + (votes if self.is_random else 0)
         self.backwards = torch.zeros_like(self.y)
         self.flat = torch.zeros_like(self.y)
 
     def _judged(self, exits: Tensor) -> Tensor:
         return exits[self.exits.start - 1 :]
 
-    def _by_vote(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return predictions i64 [E,B] and margins [E,B] over FRESH passes of a model that answers at random.
+    def _by_vote(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predictions i64 [E,B], margins [E,B] and passes i64 [B] of a model that answers at random.
+
+        By FRESH new passes; what those call wrong, at any exit, by SURE more alone.
+        """
+        pred, margins = self._vote(x, y, FRESH)
+        passes = torch.full_like(y, FRESH)
+        some = (pred != y).any(0)
+        if some.any():
+            pred[:, some], margins[:, some] = self._vote(x[some], y[some], SURE)
+            passes[some] += SURE
+        return pred, margins, passes
+
+    def _vote(self, x: Tensor, y: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+        """Return predictions i64 [E,B] and mean margins [E,B] over so many passes.
 
         The true class where at least half of the passes say it, else the class that most of them say.
         """
-        with torch.no_grad():
-            logits = torch.stack([self._judged(self.classifier.exits(x)) for _ in range(FRESH)])
-        votes = logits.argmax(3)
-        is_right = (votes == y).float().mean(0) >= 0.5
-        wrong = torch.where(votes == y, -1, votes)
-        counts = torch.nn.functional.one_hot(wrong + 1, logits.shape[3] + 1).sum(0)[..., 1:]
-        margins = torch.stack([margin(one, y) for one in logits.flatten(0, 1)]).view(votes.shape).mean(0)
-        return torch.where(is_right, y, counts.argmax(2)), margins
+        counts = margins = torch.zeros(())
+        for _ in range(passes):
+            with torch.no_grad():
+                logits = self._judged(self.classifier.exits(x))
+            margins = margins + torch.stack([margin(of_exit, y) for of_exit in logits]) / passes
+            counts = counts + torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2])
+        true = y.expand(counts.shape[:2])[..., None]
+        is_right = counts.gather(2, true)[..., 0] >= passes / 2
+        return torch.where(is_right, y, counts.scatter(2, true, -1).argmax(2)), margins
 
     def sweep(self, plan: Plan) -> None:
         """Go through the plan's radii from the smallest: who fell stays fallen, the others are tried again.
@@ -329,13 +361,14 @@ class _Trial:
                 break
             # The pass that a step makes on the iterate before it is that iterate's verdict: no pass is
             # made for judging alone, but for the last one. A start that already fools counts as step 1.
-            earlier = watched.x if before is None else before
+            # What a library asked last is no iterate, and may be of some of the samples alone.
+            earlier = watched.x if before is None and not plan.is_adapted else before
             if earlier is not None:
                 self._judge(rows, earlier, watched.exits_on(earlier), max(step, 1), plan, step > 0)
-            self._charge(rows, watched, spent)
-            step += 1
             if plan.is_adapted:
                 now = self._drawn_back(rows, now, plan.threat, watched)
+            self._charge(rows, watched, spent)
+            step += 1
             staying = self._budget(plan)[rows] >= step
             if staying.all():
                 keep, before = None, now
@@ -346,6 +379,7 @@ class _Trial:
                 return
         if before is not None:
             spent = watched.forwards, watched.backwards
+            watched.x = None  # a pass even where no sample has moved: charges must not depend on the batch
             self._judge(rows, before, watched.exits_on(before), step, plan, True)
             self._charge(rows, watched, spent)
 
@@ -358,9 +392,14 @@ class _Trial:
         far = distance(found, x, threat)
         self.excess[:, rows] = (far - threat.eps).clamp_min(0).expand(len(self.exits), -1)
         allowed = ball(threat, x).project(found)
-        if not torch.equal(allowed, found):
-            is_wrong = self._judged(watched.exits_on(found)).argmax(2) != self.y[rows]
-            nearest = self.nearest[:, rows]
+        valid = found if threat.bounds is None else found.clamp(*threat.bounds)
+        if not torch.equal(allowed, valid):
+            is_wrong = self._judged(watched.exits_on(valid)).argmax(2) != self.y[rows]
+            if self.is_random and is_wrong.any():
+                pred, _, votes = self._by_vote(valid, self.y[rows])
+                is_wrong = pred != self.y[rows]
+                self.forwards[rows] += votes
+            nearest, far = self.nearest[:, rows], distance(valid, x, threat)
             self.nearest[:, rows] = torch.where(is_wrong, torch.minimum(nearest, far), nearest)
         return allowed
 
@@ -393,16 +432,17 @@ class _Trial:
         exits, y, first = self._judged(exits), self.y[rows], self.first[:, rows]
         pred = exits.argmax(2)
         margins = torch.stack([margin(logits, y) for logits in exits])
-        is_wrong = pred != y
-        asked = is_wrong & (step < first) & is_inside
-        if self.is_random and asked.any():  # one draw that goes wrong is luck: ask again
-            some = asked.any(0)
+        is_wrong, nearest = pred != y, self.nearest[:, rows]
+        is_told = plan.keeps_last and is_iterate and step in plan.steps
+        if self.is_random:  # one draw is luck: ask again where it would count
+            asked = is_wrong & (((step < first) & is_inside) | (far < nearest))
+            some = (asked | ((first > 0) & is_told)).any(0)
             pred, margins = pred.clone(), margins.clone()
-            pred[:, some], margins[:, some] = self._by_vote(x_adv[some], y[some])
-            self.forwards[rows[some]] += FRESH
-            is_wrong = is_wrong & (pred != y)
+            if some.any():
+                pred[:, some], margins[:, some], votes = self._by_vote(x_adv[some], y[some])
+                self.forwards[rows[some]] += votes
+            is_wrong = (pred != y) & some
         is_first = is_wrong & (step < first) & is_inside
-        nearest = self.nearest[:, rows]
         self.nearest[:, rows] = torch.where(is_wrong, torch.minimum(nearest, far), nearest)
         # Until an exit falls its columns tell of the newest iterate, from then on of the one that did it.
         changed = is_first | ((first == STANDING) & is_inside)
@@ -418,7 +458,11 @@ class _Trial:
             is_best = (margins[-1] < self.best_margin[rows]) & is_inside
             self.best_margin[rows] = torch.where(is_best, margins[-1], self.best_margin[rows])
             self.best_x[rows[is_best]] = x_adv[is_best]
-        if plan.keeps_last and is_iterate and step in plan.steps:
+        if self.kept is not None:
+            is_end = plan.keeps_last and is_iterate and step == plan.steps[-1]
+            told = changed[-1] if not self.last_at else (first[-1] > 0) & is_end
+            self.kept[rows[told]] = x_adv[told]
+        if is_told:
             at = plan.steps.index(step)
             was_right = first > 0
             self.pred_at[at][:, rows] = torch.where(was_right, pred, self.pred_at[at][:, rows])

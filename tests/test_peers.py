@@ -1,170 +1,136 @@
-"""PGD here against PGD in torchattacks and foolbox: the same images from the same network, sample by sample.
+"""PGD here against PGD in torchattacks and foolbox, as users ask for it: image by image, on the same network.
 
 Needs either library (robustglimpse[torchattacks] or [foolbox]); without one its tests are skipped.
 Labels are the network's own predictions, so that no sample is wrong before and all are attacked.
 """
 
-from collections.abc import Callable
-from types import ModuleType
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustglimpse.attacks.gradient import pgd
+from robustglimpse.attacks import adapted_defaults, attack_function, check_call
 from robustglimpse.data import load_data
-from robustglimpse.models import load_model, model_row, zoo
-from robustglimpse.models.mgnet import Architecture, MGNet
-from robustglimpse.records import Classifier, Threat, UserError
+from robustglimpse.models import zoo
+from robustglimpse.records import Classifier, Norm, Threat
+from robustglimpse.registry import Call
 from robustglimpse.rng import KeyedDraws
 
-# 32 and not 30: torchattacks averages the loss where we sum it, which is exact for a power of two alone.
-N, STEPS = 32, 10
-EPS, STEP = 4 / 255, 1 / 255
-N_L2, EPS_L2, STEP_L2 = 8, 0.5, 0.1
-
-RANDOM = {
-    "random-ffnet": Architecture("resnet18", 1, "1", 10, 0.02),
-    "random-mgnet": Architecture("resnet18", 3, "2", 10, 0.02),
-}
-BUNDLED = ("ffnet-r18", "mgnet-r18")
-
-# foolbox imports gaussian_filter from a scipy namespace that scipy has deprecated.
-foolbox_warns = pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
+LOG = logging.getLogger(__name__)  # how many pixels differ: pytest --log-cli-level=INFO
+MODELS = ("ffnet-r18", "mgnet-r18")
+PEERS = ("torchattacks:PGD", "foolbox:LinfPGD")
+PEERS_L2 = ("torchattacks:PGDL2", "foolbox:L2PGD")
 
 
-class AsModule(nn.Module):
-    """A function of images as the nn.Module that both peers ask for."""
+@dataclass(frozen=True)
+class Job:
+    """A comparison: which network, how many images, how far, how long, in which arithmetic.
 
-    def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.logits = logits
+    In f64 what is left of a difference is of method.  In f32 rounding alone parts two programs: the gradient
+    of cross-entropy loses its digits where a network is sure, ours (see log_odds) keeps them, and each step
+    carries a pixel's other sign on; an image that ends near a boundary may then end on its other side.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits(PlainGradient.apply(x))
+    model: str
+    count: int
+    steps: int
+    norm: Norm = "linf"
+    dtype: torch.dtype = torch.float64
 
+    @property
+    def eps(self) -> float:
+        return {"linf": 4 / 255, "l2": 0.5}[self.norm]
 
-class PlainGradient(torch.autograd.Function):
-    """The identity, whose gradient is contiguous: torchattacks' PGDL2 takes a view of it and raises else."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].contiguous()
-
-
-def random_network(name: str) -> tuple[MGNet, zoo.Card]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = MGNet(RANDOM[name])
-    return network, zoo.Card(RANDOM[name], tuple("0123456789"), 64)
+    @property
+    def step_size(self) -> float:
+        return {"linf": 1 / 255, "l2": 0.1}[self.norm]
 
 
-def images(count: int) -> Tensor:
-    return torch.from_numpy(load_data("glimpse-digits", limit=count).images.copy()).float() / 255
+def network(job: Job) -> Classifier:
+    module, card = zoo.load_network(job.model)
+    return zoo.classifier(module.to(job.dtype), card, name=job.model, sha256="")
+
+
+def images(job: Job) -> Tensor:
+    pixels = torch.from_numpy(load_data("glimpse-digits", limit=job.count).images.copy())
+    return pixels.to(job.dtype) / 255
+
+
+def batches(count: int) -> list[int]:
+    """Return batch sizes, powers of two: torchattacks averages the loss, which is exact for those alone."""
+    sizes = [64] * (count // 64)
+    return sizes + [1 << bit for bit in reversed(range(6)) if count % 64 & 1 << bit]
 
 
 def predict(classifier: Classifier, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return classifier.logits(x).argmax(1)
+        return torch.cat([classifier.logits(part).argmax(1) for part in x.split(batches(len(x)))])
 
 
-def last_iterate(classifier: Classifier, x: Tensor, y: Tensor, threat: Threat, step_size: float) -> Tensor:
-    draws = KeyedDraws(0, torch.arange(len(x)))
-    attack = pgd(classifier.logits, x, y, threat, draws, steps=STEPS, step_size=step_size, random_start=False)
-    *_, x_adv = attack
-    return x_adv
-
-
-Attacked = tuple[Classifier, Tensor, Tensor, Tensor]
-
-
-# Asked for before the attacked images, so that nothing is computed where a peer is missing.
-@pytest.fixture(scope="module")
-def torchattacks() -> ModuleType:
-    return pytest.importorskip("torchattacks", reason="compares with torchattacks: not installed")
-
-
-@pytest.fixture(scope="module")
-def foolbox() -> ModuleType:
-    return pytest.importorskip("foolbox", reason="compares with foolbox: not installed")
-
-
-@pytest.fixture(scope="module", params=[*RANDOM, *BUNDLED])
-def linf(request: pytest.FixtureRequest) -> Attacked:
-    """A classifier, images, its predictions of them and what our PGD made of them."""
-    name = request.param
-    if name in RANDOM:
-        network, card = random_network(name)
-        classifier = zoo.classifier(network, card, name=name, sha256="")
-    else:
-        try:
-            model_row(name)
-        except UserError as error:
-            pytest.skip(f"the manifest has no row for it yet: {error}")
-        classifier = load_model(name)
-    x = images(N)
+def attacked(job: Job, name: str) -> Tensor:
+    """Return the images that PGD of that name ends with, from the image itself."""
+    classifier, x = network(job), images(job)
     y = predict(classifier, x)
-    return classifier, x, y, last_iterate(classifier, x, y, Threat("linf", EPS), STEP)
+    options: dict[str, Any] = {"steps": job.steps, "step_size": job.step_size, "random_start": False}
+    call = adapted_defaults(Call(name), **options)
+    check_call(call, job.norm)
+    ends, sizes = [], batches(len(x))
+    for part, labels, index in zip(
+        x.split(sizes), y.split(sizes), torch.arange(len(x)).split(sizes), strict=True
+    ):
+        *_, x_adv = attack_function(call)(
+            classifier.logits, part, labels, Threat(job.norm, job.eps), KeyedDraws(0, index), **options
+        )
+        ends.append(x_adv)
+    return torch.cat(ends)
 
 
-@pytest.fixture(scope="module", params=RANDOM)
-def l2(request: pytest.FixtureRequest) -> Attacked:
-    """As linf, in the Euclidean norm and in double precision.
-
-    An l2 step moves every pixel in proportion to its gradient, so f32 rounding is not hidden behind a sign:
-    ten steps carry it to 5e-3 in a few pixels.  In f64 what is left of a difference is one of method.
-    """
-    network, card = random_network(request.param)
-    classifier = zoo.classifier(network.double(), card, name=request.param, sha256="")
-    x = images(N_L2).double()
-    y = predict(classifier, x)
-    return classifier, x, y, last_iterate(classifier, x, y, Threat("l2", EPS_L2), STEP_L2)
+@cache
+def ours(job: Job) -> Tensor:
+    return attacked(job, "native:pgd")
 
 
-def assert_same(attacked: Attacked, theirs: Tensor, *, share: float) -> None:
-    """Assert equal predictions everywhere and pixels equal to 1e-6, but for a share at most."""
-    classifier, x, _, ours = attacked
-    pred = predict(classifier, ours)
-    assert (ours - x).abs().amax() > 0.9 * STEP, "no pixel moved: the attack did nothing to compare"
-    assert torch.equal(pred, predict(classifier, theirs))
-    differs = ((ours - theirs).abs() > 1e-6).double().mean().item()
+def compare(job: Job, name: str, *, share: float) -> None:
+    """Assert equal predictions everywhere, and pixels equal to 1e-6 but for a share at most."""
+    if find_spec(name.partition(":")[0]) is None:
+        pytest.skip(f"compares with {name}: not installed")
+    classifier, theirs = network(job), attacked(job, name)
+    moved = (ours(job) - images(job)).abs().amax()
+    assert moved > 0.1 * job.step_size, "no pixel moved: the attack did nothing to compare"
+    disagreements = int((predict(classifier, ours(job)) != predict(classifier, theirs)).sum())
+    differs = ((ours(job) - theirs).abs() > 1e-6).double().mean().item()
+    LOG.info("%s, %s, %d x %d: %.3f %% of the pixels", job.model, name, job.count, job.steps, 100 * differs)
+    assert disagreements == 0, f"{disagreements} of {job.count} predictions differ"
     assert differs <= share, f"{differs:.3%} of the pixels differ"
 
 
-def test_linf_agrees_with_torchattacks(torchattacks: ModuleType, linf: Attacked) -> None:
-    classifier, x, y, _ = linf
-    attack = torchattacks.PGD(
-        AsModule(classifier.logits), eps=EPS, alpha=STEP, steps=STEPS, random_start=False
-    )
-    assert_same(linf, attack(x, y), share=1e-3)
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_linf_agrees_to_the_pixel(model: str, name: str) -> None:
+    compare(Job(model, 4, 6), name, share=1e-4)
 
 
-@foolbox_warns
-def test_linf_agrees_with_foolbox(foolbox: ModuleType, linf: Attacked) -> None:
-    classifier, x, y, _ = linf
-    model = foolbox.PyTorchModel(AsModule(classifier.logits).eval(), bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP, steps=STEPS, random_start=False)
-    theirs = attack.run(model, x, foolbox.criteria.Misclassification(y), epsilon=EPS)
-    assert_same(linf, theirs, share=1e-3)
+@pytest.mark.parametrize("name", PEERS_L2)
+@pytest.mark.parametrize("model", MODELS)
+def test_l2_agrees_to_the_pixel(model: str, name: str) -> None:
+    compare(Job(model, 4, 6, "l2"), name, share=0)
 
 
-def test_l2_agrees_with_torchattacks(torchattacks: ModuleType, l2: Attacked) -> None:
-    classifier, x, y, _ = l2
-    attack = torchattacks.PGDL2(
-        AsModule(classifier.logits), eps=EPS_L2, alpha=STEP_L2, steps=STEPS, random_start=False
-    )
-    assert_same(l2, attack(x, y), share=0)
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_predictions_agree_in_single_precision(model: str, name: str) -> None:
+    compare(Job(model, 32, 10, dtype=torch.float32), name, share=0.2)
 
 
-@foolbox_warns
-def test_l2_agrees_with_foolbox(foolbox: ModuleType, l2: Attacked) -> None:
-    classifier, x, y, _ = l2
-    model = foolbox.PyTorchModel(AsModule(classifier.logits).eval(), bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.L2PGD(abs_stepsize=STEP_L2, steps=STEPS, random_start=False)
-    theirs = attack.run(model, x, foolbox.criteria.Misclassification(y), epsilon=EPS_L2)
-    assert_same(l2, theirs, share=0)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_300_images_agree_after_40_steps(model: str, name: str) -> None:
+    compare(Job(model, 300, 40), name, share=1e-3)

@@ -302,9 +302,8 @@ def _named(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
         for name, default in arguments.items()
         if name not in OURS and (default is Parameter.empty or isinstance(default, literal))
     }
-    ours: dict[str, str] = {}
-    for name, theirs in NAMES.items():
-        ours |= {key: name for key in theirs if key in own and name not in ours.values()}
+    firsts = {name: next((key for key in theirs if key in own), "") for name, theirs in NAMES.items()}
+    ours = {key: name for name, key in firsts.items() if key}
     options = {ours.get(key, key): default for key, default in own.items()}
     if "seed" in options:
         options["seed"] = None  # of the run's seed, not the same for every run and batch
@@ -411,9 +410,9 @@ def _foolbox(name: str) -> Adapted:
 
 
 def _foolbox_needs(kind: str) -> str:
-    if kind == "L2ContrastReductionAttack" or ("AdditiveGaussian" in kind or "AdditiveUniform" in kind):
-        return "labels" if "Repeated" in kind else "nothing"
-    return "labels" if kind in LABELS else "gradients"
+    if kind == "L2ContrastReductionAttack" or ("Additive" in kind and "Repeated" not in kind):
+        return "nothing"
+    return "labels" if kind in LABELS or "Additive" in kind else "gradients"
 
 
 def _from_starts(library: ModuleType, attack: Any, shown: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -432,8 +431,7 @@ def _from_starts(library: ModuleType, attack: Any, shown: Any, x: Tensor, y: Ten
     return x_adv
 
 
-# pyautoattack: its ensembles, and its single attacks with the object that runs each.
-ENSEMBLES = ("standard", "plus", "rand")
+# pyautoattack: the object that runs each of its single attacks; its other names are ensembles of these.
 PARTS = {
     "apgd-ce": "apgd", "apgd-dlr": "apgd", "apgd-t": "apgd_targeted", "fab": "fab", "fab-t": "fab",
     "square": "square",
