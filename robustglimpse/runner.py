@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +39,8 @@ CHANCE_BATCH = 64  # images on which another preparation is tried
 class Bench:
     """What `robustglimpse bench` is asked for; every field is also a flag.
 
-    models: names, .safetensors files, or Classifiers (models.sources.wrap makes one of any nn.Module).
+    models: names, .safetensors files, calls of models.SOURCES, or Classifiers (models.sources.wrap makes one
+        of any nn.Module).
     eps, step_size: in pixel units of [0,1], as text ("4/255") so that tables can show what was typed.
     curve: "eps" attacks at every eps of a sweep, the largest of which is the threat: those that eps spells
         ("1/255,2/255,4/255"), or eight equal parts of the one that it is.
@@ -99,6 +100,7 @@ class Work:
     """A cell with everything it needs at hand; neither plan nor corruption for a clean one.
 
     clean: the clean cell of the same images, whose predictions a corrupted one is set beside.
+    judge: makes the outcome columns of a batch instead of the loop's own verdicts.
     """
 
     cell: Cell
@@ -108,6 +110,7 @@ class Work:
     plan: evaluate.Plan | None = None
     corruption: Corruption | None = None
     clean: Cell | None = None
+    judge: Callable[[Work, Batch, str], Columns] | None = None
 
     @property
     def note(self) -> str:
@@ -129,7 +132,7 @@ def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     the others go on.  Raises UserError for what cannot be asked.
     """
     device = choose_device(asked.device)
-    work = list(_plan_work(asked, device))
+    work = list(plan_work(asked, device))
     store = Store(out)
     store.add_run(run_info(asked, work, device, command))
     failed = run_all([[w] for w in work], store, device, title="bench")
@@ -175,7 +178,7 @@ def choose_device(name: str) -> str:
     return name
 
 
-def _plan_work(asked: Bench, device: str) -> Iterator[Work]:
+def plan_work(asked: Bench, device: str) -> Iterator[Work]:
     """Yield the clean cell and the attack cells of every model, all arguments checked."""
     radii = radii_of(asked)
     threat = Threat(asked.norm, radii[-1] if radii else _positive(asked.eps, "eps"))
@@ -240,14 +243,7 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
     """Yield every model's name, the model and its data, labels as it numbers them; each set is read once."""
     check_counts(asked)
     datasets: dict[tuple[str, int | None], Dataset] = {}
-    seen: set[str] = set()
-    for model in asked.models:
-        if isinstance(model, str) and model in seen:
-            continue
-        name, classifier = named(model, device)
-        if name in seen:
-            raise UserError(f"two models are called {name!r}; give them names of their own (name='...')")
-        seen |= {name, model} if isinstance(model, str) else {name}
+    for name, classifier in each_model(asked.models, device):
         if isinstance(asked.data, Dataset):
             yield name, *checked(classifier, asked.data.first(asked.limit), device)
             continue
@@ -262,12 +258,10 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
 
 
 def checked(classifier: Classifier, dataset: Dataset, device: str) -> tuple[Classifier, Dataset]:
-    """Return the model, once it has answered the first images well, and its data; notes go to stderr."""
+    """Return the model, once it has answered the first images as a model should, and its data."""
     dataset = match_classes(dataset, classifier)
-    classifier = check_model(classifier, next(dataset.batches(PROBES)).images.to(device).float() / 255)
-    for note in classifier.meta.get("notes", ()):
-        print(note, file=sys.stderr)
-    return classifier, dataset
+    images = next(dataset.batches(PROBES)).images
+    return check_model(classifier, images.to(device).float() / 255), dataset
 
 
 def check_counts(asked: Source) -> None:
@@ -283,12 +277,23 @@ def has_sizes(data: str) -> bool:
     return data.startswith("imagefolder") or (row is not None and row.is_corrupted)
 
 
-def named(model: str | Classifier, device: str) -> tuple[str, Classifier]:
-    """Return what a model is called in the tables, and the model."""
-    if isinstance(model, Classifier):
-        return model.name, model
-    classifier = load_model(model, device=device)
-    return (classifier.name if is_from_outside(model) else model), classifier
+def each_model(models: Sequence[str | Classifier], device: str) -> Iterator[tuple[str, Classifier]]:
+    """Yield every model once, with what it is called in the tables; its notes go to stderr.
+
+    Raises UserError where two have one name.
+    """
+    seen: set[str] = set()
+    for model in models:
+        if isinstance(model, str) and model in seen:
+            continue
+        classifier = load_model(model, device=device) if isinstance(model, str) else model
+        name = model if isinstance(model, str) and not is_from_outside(model) else classifier.name
+        if name in seen:
+            raise UserError(f"two models are called {name!r}; give them names of their own (name='...')")
+        seen |= {name, model} if isinstance(model, str) else {name}
+        for note in classifier.meta.get("notes", ()):
+            print(note, file=sys.stderr)
+        yield name, classifier
 
 
 def data_name(asked: Source, classifier: Classifier) -> str:
@@ -419,6 +424,8 @@ def _clean_predictions(w: Work, store: Store) -> Any:
 
 def _run_batch(w: Work, batch: Batch, shown: Batch, clean: Any, device: str) -> Columns:
     all_exits = w.cell.exits == "all"
+    if w.judge is not None:
+        return w.judge(w, batch, device)
     if w.plan is not None:
         return evaluate.attack(w.classifier, batch, w.plan, device=device)
     columns = evaluate.judge_clean(w.classifier, shown, device=device, all_exits=all_exits)
@@ -440,11 +447,12 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
         "status": "ok",
         "error": "",
     }
-    gmacs = _gmacs(w.classifier, w.dataset.size_px)
+    gmacs = _gmacs(w.classifier, _input_px(w))
     rows = []
-    for exit_number in sorted(set(columns["exit"].tolist())):
+    exits = sorted(set(columns["exit"].tolist()))
+    for exit_number in exits:
         of_exit = {name: column[columns["exit"] == exit_number] for name, column in columns.items()}
-        for judge, steps, eps, right in _verdicts(w, of_exit):
+        for judge, steps, eps, right in _verdicts(w, of_exit, is_last=exit_number == exits[-1]):
             estimate = wilson(int(right.sum()), len(right))
             rows.append(
                 {
@@ -460,15 +468,19 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
     return rows
 
 
-def _verdicts(w: Work, columns: dict[str, Any]) -> Iterator[tuple[str, int, float | None, Any]]:
-    """Yield (judge, steps, eps, bool [N]: still correct) for every number that the cell reports.
+def _verdicts(
+    w: Work, columns: dict[str, Any], *, is_last: bool
+) -> Iterator[tuple[str, int, float | None, Any]]:
+    """Yield (judge, steps, eps, bool [N]: still correct) for every number that the cell reports of an exit.
 
     eps: None but for a sweep over it.
     """
     if w.plan is None:
         reported = [("", 0)]
+    elif w.cell.exits == "image":  # the last exit's is the usual verdict: the image was made against it
+        reported = [(("last" if w.plan.keeps_last else "worst") if is_last else "image", _most_steps(w.plan))]
     elif w.plan.steps == (evaluate.TO_THE_END,):
-        reported = [("worst", int(w.plan.attack.get("steps", 1)))]
+        reported = [("worst", _most_steps(w.plan))]
     else:
         judges = w.plan.protocol.judges if not w.plan.radii else ("worst",)
         reported = [(judge, steps) for judge in judges for steps in w.plan.steps]
@@ -476,6 +488,11 @@ def _verdicts(w: Work, columns: dict[str, Any]) -> Iterator[tuple[str, int, floa
     for judge, steps in reported:
         for eps in (w.plan.radii if w.plan else ()) or (None,):
             yield judge, steps, eps, is_correct(columns, judge, steps, most=most, eps=eps)
+
+
+def _most_steps(plan: evaluate.Plan) -> int:
+    runs_long = plan.steps == (evaluate.TO_THE_END,)
+    return int(plan.attack.get("steps", 1)) if runs_long else plan.steps[-1]
 
 
 def _radius(row: Row, eps: float | None) -> Row:
@@ -510,7 +527,7 @@ def _description(w: Work, device: str) -> Row:
         "data_sha256": w.provenance.data_sha256,
         "split": w.dataset.split,
         "classes": len(np.unique(w.dataset.labels)),
-        "size_px": w.dataset.size_px,
+        "size_px": _input_px(w),
         "n": len(w.dataset.labels),
         "n_total": w.dataset.total,
         "kind": "attack" if attacked else "corruption" if w.corruption else CLEAN,
@@ -540,6 +557,11 @@ def _fraction_text(eps: float) -> str:
     """Return eps as k/255 where it is that, else as a decimal."""
     levels = eps * 255
     return f"{levels:.6g}/255" if abs(levels * 4 - round(levels * 4)) < 1e-6 else f"{eps:.6g}"
+
+
+def _input_px(w: Work) -> int:
+    """Return the side of what the network gets: of the images, unless it resizes them."""
+    return int(w.classifier.meta.get("input_px", w.dataset.size_px))
 
 
 def _gmacs(classifier: Classifier, size_px: int) -> tuple[float, ...]:

@@ -25,11 +25,11 @@ from robustglimpse.runner import (
     Corruption,
     Work,
     check_counts,
+    checked,
     choose_device,
     data_name,
+    each_model,
     load_pairs,
-    match_classes,
-    named,
     run_all,
     run_info,
 )
@@ -45,7 +45,8 @@ class Sweep:
     corruptions: names; () for the 15 of the paper.  extras: add the 4 others to those.
     preset: whose constants, 32, 64 or 224; by the images' size when None.
     store: "jpeg85" adds the JPEG that the published sets were saved in.
-    models: names, .safetensors files, or Classifiers (models.sources.wrap makes one of any nn.Module).
+    models: names, .safetensors files, calls of models.SOURCES, or Classifiers (models.sources.wrap makes one
+        of any nn.Module).
     data: a data set to corrupt (its name, or a Dataset), or one that is saved corrupted ("imagenet-c");
         None takes the one that the models were trained on.
     """
@@ -147,17 +148,16 @@ def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
     cells = [(name, severity) for name in asked.names for severity in sorted(set(asked.severities))]
     for name, severity in cells:
         find_cell(data, asked.data_dir, name, severity)
-    pairs = [named(model, device) for model in dict.fromkeys(asked.models)]
-    classifiers = dict(pairs)
-    if len(classifiers) < len(pairs):
-        raise UserError("two models have one name; give them names of their own")
+    classifiers = dict(each_model(asked.models, device))
     for name, severity in cells:
         corruption = Corruption(name, severity, store="as saved")
         for model, classifier in classifiers.items():
-            yield [_saved_work(asked, model, classifier, corruption)]
+            yield [_saved_work(asked, model, classifier, corruption, device)]
 
 
-def _saved_work(asked: Sweep, model: str, classifier: Classifier, corruption: Corruption) -> Work:
+def _saved_work(
+    asked: Sweep, model: str, classifier: Classifier, corruption: Corruption, device: str
+) -> Work:
     numbered = classifier.classes == tuple(str(k) for k in range(len(classifier.classes)))
     dataset, left_out = load_cell(
         str(asked.data), corruption=corruption.name, severity=corruption.severity, data_dir=asked.data_dir,
@@ -170,7 +170,7 @@ def _saved_work(asked: Sweep, model: str, classifier: Classifier, corruption: Co
             f"({left_out[0]}, ...); their images are left out",
             file=sys.stderr,
         )
-    work = _clean_work(asked, model, classifier, match_classes(dataset, classifier))
+    work = _clean_work(asked, model, *checked(classifier, dataset, device))
     call = Call(corruption.name, (("severity", corruption.severity),))
     return replace(work, cell=replace(work.cell, perturb=str(call)), corruption=corruption)
 

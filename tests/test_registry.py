@@ -31,6 +31,7 @@ TABLE = {"pgd": Line("pathlib:Path"), "fgsm": Line("robustglimpse.no_such_module
         ("pgd(steps=40)", Call("pgd", (("steps", 40),))),
         ("pgd(eps=4/255)", Call("pgd", (("eps", 4 / 255),))),
         ("pgd(b=-1/2, a=[1, 2])", Call("pgd", (("a", [1, 2]), ("b", -0.5)))),
+        ("pgd(a=[1/4, [1, 1/2]], b=(3,))", Call("pgd", (("a", [0.25, [1, 0.5]]), ("b", [3])))),
         ("pgd(random_start=False)", Call("pgd", (("random_start", False),))),
         ("torchattacks:PGD(steps=10)", Call("torchattacks:PGD", (("steps", 10),))),
         ("imagefolder:/some/where.d", Call("imagefolder:/some/where.d")),

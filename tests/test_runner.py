@@ -127,8 +127,8 @@ def test_a_killed_run_goes_on_to_the_same_rows(
 def test_cells_in_another_order_give_the_same_rows(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = runner._plan_work
-    monkeypatch.setattr(runner, "_plan_work", lambda *a: reversed(list(plan(*a))))
+    plan = runner.plan_work
+    monkeypatch.setattr(runner, "plan_work", lambda *a: reversed(list(plan(*a))))
     bench(SMALL, tmp_path, command="test")
     same_results(straight, tmp_path)
 

@@ -192,7 +192,7 @@ def test_batch_size_changes_nothing_but_float_noise(straight: Path, tmp_path: Pa
     ]
     for one, other in zip(*cells, strict=True):
         ours, theirs = Store(straight).outcomes(one), Store(tmp_path).outcomes(other)
-        # MGNet's regions carry rounding on: a glimpse 1e-6 to the side is 6e-4 in the margin on some processors.
+        # MGNet carries rounding on: a region 1e-6 to the side is 6e-4 in the margin on some processors.
         assert ours.pop("margin").tolist() == pytest.approx(theirs.pop("margin").tolist(), abs=5e-3)
         pd.testing.assert_frame_equal(ours, theirs)
 
@@ -520,6 +520,17 @@ def test_models_of_different_data_are_not_paired(tmp_path: Path, monkeypatch: py
     frame = sweep_corruptions(asked, tmp_path / "run")
     assert set(frame["dataset"]) == {"imagefolder:one", "imagefolder:two"}
     assert len(correctness(frame, Store(tmp_path / "run"))) == 0
+
+
+def test_a_classifier_itself_is_judged_on_a_set_that_is_saved_corrupted(tmp_path: Path) -> None:
+    save_colours(tmp_path / "set/fog/3", PAINTS, name="{}.JPEG")
+    models = tuple(colour_classifier(PAINTS, name=name) for name in ("one", "two"))
+    asked = Sweep(models, corruptions=("fog",), severities=(3,), data="imagenet-c", data_dir=tmp_path / "set")
+    frame = sweep_corruptions(asked, tmp_path / "run")
+    assert set(frame["model"]) == {"one", "two"}
+    assert (frame["status"] == "ok").all()
+    with pytest.raises(UserError, match="two models are called 'one'"):
+        sweep_corruptions(replace(asked, models=(models[0], models[0])), tmp_path / "run")
 
 
 def test_correctness_agrees_with_the_table_it_is_for(straight: Path) -> None:

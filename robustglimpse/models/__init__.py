@@ -59,18 +59,17 @@ SOURCES: dict[str, SourceRow] = {
     ),
     "timm": SourceRow(
         "robustglimpse.models.sources:timm_model",
-        "timm:vit_tiny_patch16_224", "pip install 'robustglimpse[timm]'",
+        "timm:vit_tiny_patch16_224", "the extra timm",
         "its models, with the same choices of weights",
     ),
     "robustbench": SourceRow(
         "robustglimpse.models.sources:robustbench_model",
-        "robustbench:Carmon2019Unlabeled(dataset='cifar10', threat_model='Linf', model_dir='models')",
-        "pip install 'robustglimpse[robustbench]'",
-        "its zoo, from model_dir where the file is there",
+        "robustbench:Carmon2019Unlabeled(model_dir='models')", "the extra robustbench",
+        "its zoo, from model_dir where the file is there; dataset='cifar10', threat_model='Linf' or others",
     ),
     "package.module": SourceRow(
         "robustglimpse.models.sources:factory_model",
-        "package.module:factory(width=2, size_px=32)", "a module installed, or in this folder",
+        "package.module:factory(width=2, size_px=32)", "a module, installed or in this folder",
         "what your own function or nn.Module class makes; its options are passed on",
     ),
 }  # fmt: skip
@@ -104,7 +103,7 @@ def is_from_outside(name: str) -> bool:
 def load_model(name: str, *, device: str = "cpu") -> Classifier:
     """Return a frozen classifier in eval mode: a manifest name, a .safetensors file, or a call of SOURCES.
 
-    It takes f32 images in [0,1] of any memory layout, normalises inside, and runs channels-last.
+    It takes f32 images in [0,1] of any memory layout and normalises inside.
     Raises UserError for an unknown name, a missing file, a wrong hash or weights that do not fit.
     """
     if is_from_outside(name):

@@ -13,7 +13,7 @@ from robustglimpse.records import Channels, UserError
 from robustglimpse.registry import Call
 
 # Options that are ours: they are not handed on to a library.
-OURS = ("classes", "data", "mean", "name", "output", "random", "size_px", "std")
+OURS = ("channels_last", "classes", "data", "mean", "name", "output", "random", "size_px", "std")
 # Ours as well, and where weights come from: neither is part of what a model is called.
 UNNAMED = {*OURS, "model_dir", "progress"}
 # What the weights' own hash tells, or does not matter to it.
@@ -25,6 +25,7 @@ KINDS: Mapping[str, tuple[Any, str]] = {
     "size_px": (int, "size_px=32"),
     "output": (int | str, "output='logits'"),
     "random": (bool, "random=True"),
+    "channels_last": (bool, "channels_last=False"),
 }
 
 
@@ -44,6 +45,7 @@ class Said:
     output: int | str | None = None
     data: str | None = None
     random: bool = False
+    channels_last: bool | None = None
 
 
 def read_options(call: Call) -> Said:
@@ -65,6 +67,7 @@ def read_options(call: Call) -> Said:
         output=call.get("output"),
         data=call.get("data"),
         random=bool(call.get("random")),
+        channels_last=call.get("channels_last"),
     )
 
 

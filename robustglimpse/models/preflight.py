@@ -53,7 +53,7 @@ def check_model(classifier: Classifier, images: Tensor) -> Classifier:
 
 
 def _is_alone_alike(classifier: Classifier, x: Tensor, expected: Tensor) -> bool:
-    """Return whether one image alone gives what it gave among others; a batch norm in training may refuse it."""
+    """Return whether one image alone gives what it gave among others: a training batch norm may refuse it."""
     try:
         return _is_near(finite_logits(classifier.logits, x, classifier.name), expected, ELSEWHERE)
     except UserError:

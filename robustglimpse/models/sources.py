@@ -49,6 +49,7 @@ def wrap(
     mean: Channels = NO_MEAN,
     std: Channels = NO_STD,
     output: int | str | None = None,
+    channels_last: bool = False,
     device: str = "cpu",
 ) -> Classifier:
     """Return a module (images f32 [B,3,H,W] -> logits [B,K]) as a Classifier of [0,1] images.
@@ -57,12 +58,22 @@ def wrap(
     classes: their names in the order of the logits, or how many there are; None for one per logit.
     mean, std: what to normalise with before the module; leave them where it does so itself.
     output: which part of what it returns holds the logits, where that is a tuple or a dict.
+    channels_last: run in that memory layout, in which convolutions are faster; not all modules can.
     It has one exit, so all surrogates share one gradient.  Its hash is that of its parameters and buffers,
     and of mean, std and output.
     Raises UserError where images of noise do not give finite logits that are their own (see check_model).
     """
-    module = module.to(device).eval().requires_grad_(False)
-    logits, noise = _logits_of(module, mean, std, output, name, device), _noise(size_px, device)
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    module = module.to(device).to(memory_format=layout).eval().requires_grad_(False)
+    shift, scale = (torch.tensor(channels, device=device)[:, None, None] for channels in (mean, std))
+    noise = torch.rand(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def logits(x: Tensor) -> Tensor:
+        normalised = (x - shift) / scale
+        if channels_last:
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        return _pick(module(normalised), output, name)
+
     if classes is None:
         classes = finite_logits(logits, noise, name).shape[1]
     labels = numbers(classes) if isinstance(classes, int) else tuple(classes)
@@ -83,15 +94,6 @@ def wrap(
         meta={"backbone": type(module).__name__, "family": "", "dataset": "", "exits": 1, "device": device},
     )
     return check_model(classifier, noise)
-
-
-def _logits_of(
-    module: nn.Module, mean: Channels, std: Channels, output: int | str | None, name: str, device: str
-) -> Callable[[Tensor], Tensor]:
-    """Return the function from images in [0,1] to the module's logits."""
-    shift = torch.tensor(mean, device=device)[:, None, None]
-    scale = torch.tensor(std, device=device)[:, None, None]
-    return lambda x: _pick(module((x - shift) / scale), output, name)
 
 
 def _pick(returned: Any, output: int | str | None, name: str) -> Tensor:
@@ -118,10 +120,6 @@ def _shape(part: Any) -> str:
     return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
 
 
-def _noise(size_px: int, device: str) -> Tensor:
-    return torch.rand(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0)).to(device)
-
-
 def _hash(module: nn.Module, settings: str) -> str:
     digest = hashlib.sha256(f"{type(module).__name__} {settings}\n".encode())
     for key, value in sorted(module.state_dict().items()):
@@ -138,6 +136,7 @@ class Found:
     """A module, and what its library tells about it: the answers where a call string has none.
 
     classes: None for as many as it has logits.  dataset: the name of one of our data sets, or "".
+    channels_last: whether it runs in that layout.
     """
 
     module: nn.Module
@@ -148,6 +147,7 @@ class Found:
     backbone: str = ""
     dataset: str = ""
     notes: tuple[str, ...] = ()
+    channels_last: bool = False
 
 
 def load_source(text: str, *, device: str = "cpu") -> Classifier:
@@ -165,7 +165,9 @@ def load_source(text: str, *, device: str = "cpu") -> Classifier:
     mean, std = said.mean or found.mean, said.std or found.std
     classifier = wrap(
         found.module, name=said.name, classes=said.classes or found.classes,
-        size_px=said.size_px or found.size_px, mean=mean, std=std, output=said.output, device=device,
+        size_px=said.size_px or found.size_px, mean=mean, std=std, output=said.output,
+        channels_last=found.channels_last if said.channels_last is None else said.channels_last,
+        device=device,
     )  # fmt: skip
     settings = {key: value for key, value in options.items() if key not in UNHASHED}
     sha256 = classifier.sha256
@@ -257,7 +259,8 @@ def torchvision_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
         preset, notes = entry.transforms(), NO_NOTES
         classes = _of_imagenet(len(entry.meta["categories"])) or tuple(entry.meta["categories"])
     return Found(
-        module, classes, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), name, notes=notes
+        module, classes, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), name, notes=notes,
+        channels_last=True,
     )  # fmt: skip
 
 
@@ -298,7 +301,8 @@ def timm_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
         notes = _load_(module, weights if is_file(weights) else None, said)
     config = library.data.resolve_data_config({}, model=module)
     mean, std, size_px = tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1]
-    return Found(module, _of_imagenet(module.num_classes), size_px, mean, std, name, notes=notes)
+    classes = _of_imagenet(module.num_classes)
+    return Found(module, classes, size_px, mean, std, name, notes=notes, channels_last=True)
 
 
 def robustbench_model(call: Call, said: Said, options: dict[str, Any]) -> Found:

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import resnet18
 
 from robustglimpse.data import from_loader, from_tensors
-from robustglimpse.models.sources import wrap
+from robustglimpse.data.folders import CIFAR10_CLASSES
+from robustglimpse.models import load_model
+from robustglimpse.models.options import imagenet_wnids
+from robustglimpse.models.preflight import PREPARATIONS
+from robustglimpse.models.sources import importable_robustbench, wrap
 from robustglimpse.records import UserError
 from robustglimpse.runner import Bench, bench
 from robustglimpse.sweep import Sweep, sweep_corruptions
 
 EPS = 4 / 255
+IMAGENET = "mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]"
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Return the message of the UserError that the call raises, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 class Brightness(nn.Module):
@@ -107,11 +132,19 @@ class Odd(nn.Module):
         return (logits, logits)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("how", ["batch", "nan", "channels", "tuple"])
-def test_a_module_that_gives_no_logits_of_its_own_is_refused(how: str) -> None:
-    with pytest.raises(UserError, match=r"^odd: ") as error:
-        wrap(Odd(how), name="odd", classes=2, size_px=8)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("batch", ["depend on the other images of its batch"]),
+        ("nan", ["4 of 4 are NaN"]),
+        ("channels", ["RuntimeError", "size_px=N"]),
+        ("tuple", ["0 [2, 2], 1 [2, 2]", "output="]),
+    ],
+)
+def test_a_module_that_gives_no_logits_of_its_own_is_refused(how: str, words: list[str]) -> None:
+    message = refusal(lambda: wrap(Odd(how), name="odd", classes=2, size_px=8))
+    assert message.startswith("odd: ")
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -133,3 +166,505 @@ def test_two_models_of_one_name_are_refused(images: Tensor, tmp_path: Path) -> N
     models = tuple(wrap(Brightness(g), name="same", classes=2, size_px=8) for g in (1.0, 2.0))
     with pytest.raises(UserError, match="two models are called 'same'"):
         bench(Bench(models=models, data=from_tensors(images, LABELS, name="flat")), tmp_path)
+
+
+# What a module may return, and what it may be told
+
+
+class Parts(nn.Module):
+    """Returns its logits inside something else."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Any:
+        score = x.mean((1, 2, 3))
+        logits = torch.stack([score, -score], 1)
+        if self.how == "dict":
+            return {"logits": logits, "features": x}
+        return (x, logits) if self.how == "tuple" else (score.item(), [logits])
+
+
+@pytest.mark.parametrize("how, output", [("dict", "logits"), ("tuple", 1)])
+def test_the_named_part_of_what_a_module_returns_is_its_logits(how: str, output: int | str) -> None:
+    model = wrap(Parts(how), name="parts", size_px=8, output=output)
+    x = torch.full((1, 3, 8, 8), 0.6)
+    torch.testing.assert_close(model.logits(x), torch.tensor([[0.6, -0.6]]))
+    torch.testing.assert_close(model.exits(x), model.logits(x)[None])
+    assert model.classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    "how, output, words",
+    [
+        ("dict", None, ["got a dict", "'logits' [2, 2], 'features' [2, 3, 8, 8]"]),
+        ("dict", "logit", ["output='logit' is not among 'logits' [2, 2]"]),
+        ("tuple", None, ["got a tuple", "0 [2, 3, 8, 8], 1 [2, 2]"]),
+        ("tuple", 2, ["output=2 is not among 0"]),
+        ("tuple", 0, ["expected logits [2,K], got torch.float32 [2, 3, 8, 8]"]),
+    ],
+)
+def test_an_unnamed_or_misnamed_part_is_asked_for_with_the_choices(
+    how: str, output: int | str | None, words: list[str]
+) -> None:
+    message = refusal(lambda: wrap(Parts(how), name="parts", size_px=8, output=output))
+    assert all(word in message for word in words), message
+
+
+def test_another_normalisation_is_another_hash() -> None:
+    hashes = {wrap(Brightness(), name="b", size_px=8, std=(s,) * 3).sha256 for s in (1.0, 0.5, 0.5)}
+    assert len(hashes) == 2, "a result made with the wrong one must not pass for the right one"
+
+
+# Chance
+
+
+@pytest.fixture
+def greys() -> Tensor:
+    """Sixty-four flat images, in turn a little darker and a little lighter than ImageNet's mean."""
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    return (mean + torch.tensor([-0.2, 0.2] * 32)[:, None, None, None]).expand(64, 3, 8, 8).contiguous()
+
+
+class Centred(Brightness):
+    """Brightness of images whose mean is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.5)
+
+
+@pytest.mark.parametrize("is_normalised", [True, False])
+def test_a_model_fed_unnormalised_images_is_told_what_it_lacks(
+    greys: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_normalised: bool
+) -> None:
+    normalisation = dict(zip(("mean", "std"), PREPARATIONS[IMAGENET], strict=True)) if is_normalised else {}
+    model = wrap(Centred(), name="centred", size_px=8, **normalisation)
+    data = from_tensors(greys, torch.tensor([0, 1] * 32), name="greys")
+    results = bench(Bench(models=(model,), data=data, steps=(1,)), tmp_path)
+    assert results[results["kind"] == "clean"]["accuracy"].item() == (1 if is_normalised else 0.5)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "chance" in line]
+    assert len(lines) == (0 if is_normalised else 1)
+    assert is_normalised or f"with {IMAGENET} it gets 64 of 64" in lines[0]
+    bench(Bench(models=(model,), data=data, steps=(1,)), tmp_path)
+    assert "chance" not in capsys.readouterr().err, "what is done already is not judged again"
+
+
+def test_a_model_that_guesses_is_told_so_without_a_cause(
+    greys: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = torch.tensor([0, 0, 1, 1] * 16)
+    model = wrap(Brightness(), name="b", size_px=8)
+    bench(Bench(models=(model,), data=from_tensors(greys, labels, name="greys"), steps=(1,)), tmp_path)
+    error = capsys.readouterr().err
+    assert "b: 32 of 64 clean images right, no better than chance (0.5); are its weights" in error
+
+
+# torchvision
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """A ResNet-18 of seven classes with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return resnet18(num_classes=7).eval()
+
+
+def write(network: nn.Module, path: Path, how: str) -> Path:
+    """Write its weights, as people do."""
+    state = network.state_dict()
+    if how == "nested":
+        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    elif path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("how, ending", [("plain", "pth"), ("plain", "safetensors"), ("nested", "pt")])
+def test_weights_of_a_local_file_give_torchvisions_own_logits(
+    network: nn.Module, tmp_path: Path, how: str, ending: str
+) -> None:
+    path = write(network, tmp_path / f"mine.{ending}", how)
+    model = load_model(f"torchvision:resnet18(weights='{path}', classes=7, size_px=32)")
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(c)[:, None, None] for c in PREPARATIONS[IMAGENET])
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(x), network((x - mean) / std))
+    assert model.name == f"torchvision:resnet18(weights='mine.{ending}')"
+    assert (model.size_px, model.classes) == (32, tuple("0123456"))
+    assert (model.meta["backbone"], model.meta["family"]) == ("resnet18", "torchvision")
+    assert "say mean= and std=" in model.meta["notes"][0]
+
+
+def test_the_memory_layout_is_another_in_speed_alone(network: nn.Module, tmp_path: Path) -> None:
+    path = write(network, tmp_path / "mine.pth", "plain")
+    x = torch.rand(2, 3, 32, 32)
+    ours, plain = (
+        load_model(f"torchvision:resnet18(weights='{path}', classes=7, size_px=32, channels_last={last})")
+        for last in (True, False)
+    )
+    torch.testing.assert_close(ours.logits(x), plain.logits(x))
+    assert ours.sha256 == plain.sha256
+    assert ours.name == plain.name
+
+
+def test_what_a_call_says_of_a_model_goes_before_what_its_library_says(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    path = write(network, tmp_path / "mine.pth", "plain")
+    names = ["a", "b", "c", "d", "e", "f", "g"]
+    model = load_model(
+        f"torchvision:resnet18(weights='{path}', classes={names}, size_px=32, mean=[0, 0, 0], "
+        "std=[1/2, 1/2, 1/2], name='mine', data='cifar10')"
+    )
+    assert model.name == "mine"
+    assert model.classes == tuple(names)
+    assert model.normalisation == ((0, 0, 0), (0.5, 0.5, 0.5))
+    assert model.meta["dataset"] == "cifar10"
+    assert model.meta["notes"] == ()
+
+
+def test_random_weights_are_the_same_each_time_and_take_no_draws_of_ours() -> None:
+    before = torch.random.get_rng_state()
+    text = "torchvision:resnet18(weights=None, size_px=32)"
+    models = [load_model(text) for _ in range(2)]
+    assert models[0].sha256 == models[1].sha256
+    assert models[0].classes == imagenet_wnids()
+    assert "random" in models[0].meta["notes"][0]
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_imagenets_classes_are_its_wnids_in_order() -> None:
+    wnids = imagenet_wnids()
+    assert wnids == tuple(sorted(set(wnids)))
+    assert (len(wnids), wnids[0], wnids[-1]) == (1000, "n01440764", "n15075141")  # tench, toilet tissue
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """Return where torch looks for a fetched ResNet-18 now, in a machine without a network."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    monkeypatch.setattr(torch.hub, "urlopen", unreachable)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    file = folder / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    file.parent.mkdir(parents=True)
+    return file
+
+
+def test_without_a_network_one_line_says_what_was_tried_and_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = hub(monkeypatch, tmp_path)
+    message = refusal(lambda: load_model("torchvision:resnet18"))
+    for word in ("https://download.pytorch.org/models/resnet18-f37072fd.pth", str(file.parent), "weights="):
+        assert word in message
+
+
+def test_the_librarys_own_weights_are_read_without_running_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, marker = hub(monkeypatch, tmp_path), tmp_path / "marker"
+    torch.save(resnet18().state_dict(), file)
+    model = load_model("torchvision:resnet18(size_px=32)")
+    assert model.classes == imagenet_wnids()
+    assert model.meta["notes"] == ()
+    assert model.name == "torchvision:resnet18"
+    torch.save({"fc.weight": Bomb(marker)}, file)
+    assert "UnpicklingError" in refusal(lambda: load_model("torchvision:resnet18"))
+    assert not marker.exists()
+
+
+class Bomb:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("torchvision:resnt18", ["unknown torchvision model 'resnt18'", "resnet18"]),
+        ("torchvision:resnet18(weights='IMAGENET1K_V3')", ["did you mean IMAGENET1K_V1", "None"]),
+        ("torchvision:resnet18(weights='MINE')", ["no such file of weights"]),
+        (
+            "torchvision:resnet18(weights='SEVEN')",
+            ["'fc.weight' is [7, 512], expected [1000, 512]", "classes="],
+        ),
+        ("torchvision:resnet34(weights='SEVEN', classes=7)", ["lacks 'layer1.2.conv1.weight'"]),
+        ("torchvision:resnet18(weights='EMPTY')", ["empty.pth: not a readable checkpoint"]),
+        ("torchvision:resnet18(weights='NOTHING')", ["expected a state dict"]),
+        ("torchvision:resnet18(weights=None, widht=2)", ["'widht'", "it has no such option"]),
+        ("torchvision:resnet18(weights=None, size_px='a')", ["size_px must not be 'a'"]),
+        ("torchvision:resnet18(weights=None, size_px=0)", ["size_px must be at least 1"]),
+        ("torchvision:resnet18(weights=None, mean=[1, 2])", ["mean must be three numbers"]),
+        ("torchvision:resnet18(weights=None, std=[1, 0, 1])", ["std must be above 0"]),
+        ("torchvision:resnet18(weights=None, classes='digits')", ["classes must be a number"]),
+        ("torchvision:resnet18(weights=None, classes=0)", ["classes must be a number"]),
+        ("torchvision:resnet18(weights=None, output='a', size_px=32)", ["output='a' is not among"]),
+        ("torchvison:resnet18", ["no module 'torchvison'", "did you mean torchvision:"]),
+        ("torchvision:resnet18(None)", ["expected a call"]),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused_in_one_line(
+    network: nn.Module, tmp_path: Path, text: str, words: list[str]
+) -> None:
+    seven = write(network, tmp_path / "seven.pth", "plain")
+    nothing, empty = tmp_path / "nothing.pth", tmp_path / "empty.pth"
+    torch.save({"epoch": 3}, nothing)
+    empty.touch()
+    for name, path in {"SEVEN": seven, "NOTHING": nothing, "EMPTY": empty, "MINE": "mine.pth"}.items():
+        text = text.replace(f"'{name}'", f"'{path}'")
+    message = refusal(lambda: load_model(text))
+    assert all(word in message for word in words), message
+
+
+# A function or class of one's own
+
+FACTORY = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, width=2, how=""):
+        super().__init__()
+        print("chatter")
+        if width < 1:
+            raise ValueError("width must be positive")
+        self.how, self.convolution, self.norm = how, nn.Conv2d(3, width, 3), nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x):
+        features = self.norm(self.convolution(x)).mean((2, 3))
+        if self.how == "training":
+            features = nn.functional.batch_norm(features, None, None, training=True)
+        if self.how == "dropout":
+            features = nn.functional.dropout(features, 0.5, training=True)
+        logits = self.head(features)
+        return {"logits": logits / 0 if self.how == "nan" else logits} if self.how == "dict" else (
+            logits / 0 if self.how == "nan" else logits)
+
+
+def sized(size_px, classes=5):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size_px * size_px, classes))
+
+
+def training(**options):
+    return Net(**options).train()
+
+
+def text():
+    return "no module"
+
+
+made = Net()
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the current folder."""
+    name = f"mine_{tmp_path.name}"  # imported once, never again
+    (tmp_path / f"{name}.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return name
+
+
+def test_a_factorys_options_are_its_own_and_ours_are_ours(
+    mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(f"{mine}:training(width=3, how='dict', size_px=16, output='logits')")
+    assert model.name == f"{mine}:training(how='dict', width=3)"
+    assert (model.classes, model.size_px) == (tuple("01234"), 16)
+    assert model.logits(torch.rand(4, 3, 16, 16)).shape == (4, 5)
+    assert model.meta["backbone"] == "Net"
+    assert not model.meta["is_random"]
+    captured = capsys.readouterr()
+    assert "chatter" in captured.err
+    assert not captured.out, "what others print is no data of ours"
+
+
+def test_a_factory_that_asks_for_size_and_classes_gets_them(mine: str) -> None:
+    model = load_model(f"{mine}:sized(size_px=8, classes=6)")
+    assert model.logits(torch.rand(1, 3, 8, 8)).shape == (1, 6)
+
+
+def test_a_module_that_is_made_already_and_weights_of_a_file(mine: str, tmp_path: Path) -> None:
+    made = load_model(f"{mine}:made(size_px=16)")
+    torch.save(sys.modules[mine].Net().state_dict(), tmp_path / "other.pth")
+    other = load_model(f"{mine}:Net(size_px=16, weights='other.pth')")
+    assert made.sha256 != other.sha256
+    assert other.name == f"{mine}:Net(weights='other.pth')"
+
+
+def test_an_option_that_leaves_no_trace_in_the_weights_is_another_hash(mine: str) -> None:
+    hashes = {
+        load_model(f"{mine}:Net(how='{how}', size_px=16, name='net')").sha256
+        for how in ("", "dropout", "dropout")
+    }
+    assert len(hashes) == 2
+
+
+def test_a_model_that_answers_at_random_is_marked_and_not_refused(mine: str) -> None:
+    model = load_model(f"{mine}:Net(width=8, how='dropout', size_px=16)")
+    assert model.meta["is_random"]
+    assert load_model(f"{mine}:Net(size_px=16, random=True)").meta["is_random"], "as said"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Net(widht=3, size_px=16)", ["unexpected keyword argument 'widht'", "it takes width, how"]),
+        ("Net(width=0, size_px=16)", ["ValueError: width must be positive", "line 11"]),
+        ("Net(width=3)", ["size_px=32"]),
+        ("Nett(size_px=16)", ["has no 'Nett'"]),
+        ("text(size_px=16)", ["expected an nn.Module, got a str"]),
+        ("made(width=3, size_px=16)", ["made already", "'width'"]),
+        ("sized(classes=3)", ["missing a required argument: 'size_px'"]),
+        ("Net(how='nan', size_px=16)", ["10 of 10 are NaN or infinite"]),
+        ("Net(how='dict', size_px=16)", ["'logits' [2, 5]", "output="]),
+        ("Net(how='training', size_px=16)", ["depend on the other images"]),
+        ("Net(classes=4, size_px=16)", ["each of 4 classes, got [2, 5]", "classes=5"]),
+        ("Net(size_px=1)", ["RuntimeError", "size_px=N"]),
+    ],
+)
+def test_a_factory_that_cannot_be_used_is_refused_in_one_line(mine: str, text: str, words: list[str]) -> None:
+    message = refusal(lambda: load_model(f"{mine}:{text}"))
+    assert all(word in message for word in [mine, *words]), message
+
+
+def test_a_module_whose_own_imports_fail_is_not_called_missing(tmp_path: Path, mine: str) -> None:
+    (tmp_path / f"{mine}_b.py").write_text("import surely_not_there\n")
+    message = refusal(lambda: load_model(f"{mine}_b:Net"))
+    assert "No module named 'surely_not_there'" in message
+    assert f"{mine}_b.py, line 1" in message
+
+
+def test_a_call_is_benched_under_its_short_name(mine: str, greys: Tensor, tmp_path: Path) -> None:
+    data = from_tensors(greys, torch.arange(64) % 5, name="greys")
+    text = f"{mine}:Net(width=3, size_px=8, mean=[0.5, 0.5, 0.5])"
+    results = bench(Bench(models=(text, text), data=data, limit=8, steps=(1,)), tmp_path / "run")
+    assert results["model"].unique().tolist() == [f"{mine}:Net(width=3)"]
+    other = f"{mine}:Net(width=3, size_px=8)"
+    message = refusal(lambda: bench(Bench(models=(text, other), data=data), tmp_path / "run"))
+    assert "two models are called" in message
+    assert "name='...'" in message
+
+
+# Libraries that may be missing, and are tested where they are not
+
+
+@pytest.mark.parametrize("source", ["timm", "robustbench"])
+def test_a_missing_library_is_named_with_what_to_type(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, source, None)  # type: ignore[arg-type]
+    message = refusal(lambda: load_model(f"{source}:resnet18"))
+    assert f"the package {source}, which is not installed" in message
+    assert f"pip install 'robustglimpse[{source}]'" in message
+
+
+def library(name: str) -> Any:
+    """Return an optional library, imported as we import it; skip the test where it is not installed."""
+    try:  # a folder of that name is not enough: torchattacks brings a robustbench of its own
+        importlib.metadata.version(name.partition(".")[0])
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{name} is not installed")
+    with warnings.catch_warnings(), importable_robustbench() if "bench" in name else nullcontext():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
+
+
+def unreachable(*_: Any, **__: Any) -> None:
+    raise OSError("Name or service not known")
+
+
+def test_timms_models_come_with_their_own_preparation(tmp_path: Path) -> None:
+    network = library("timm").create_model("resnet18", num_classes=7).eval()
+    path = write(network, tmp_path / "mine.safetensors", "plain")
+    model = load_model(f"timm:resnet18(weights='{path}', classes=7, size_px=32)")
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(c)[:, None, None] for c in PREPARATIONS[IMAGENET])
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(x), network((x - mean) / std))
+    vit = load_model("timm:vit_tiny_patch16_224(weights=None)")
+    assert vit.normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert (vit.size_px, vit.classes) == (224, imagenet_wnids())
+    assert "did you mean resnet18" in refusal(lambda: load_model("timm:resnt18"))
+    assert "no such option" in refusal(lambda: load_model("timm:resnet18(weights=None, colour=1)"))
+    assert "expected [1000, 512]" in refusal(lambda: load_model(f"timm:resnet18(weights='{path}')"))
+
+
+def test_timm_without_a_network_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library("timm"), "create_model", unreachable)
+    message = refusal(lambda: load_model("timm:resnet18"))
+    assert "Name or service not known" in message
+    assert "weights='FILE.safetensors'" in message
+
+
+def test_robustbenchs_models_are_read_from_a_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = library("robustbench.utils")
+    assert "autoattack" in sys.modules, "RobustBench's own name for pyautoattack"
+    assert "pkg_resources" not in sys.modules or importlib.util.find_spec("pkg_resources")
+    monkeypatch.setattr(zoo, "download_gdrive_new", unreachable)
+    rows = zoo.all_models[zoo.BenchmarkDataset("cifar10")][zoo.ThreatModel("Linf")]
+    network = rows["Addepalli2022Efficient_RN18"]["model"]().eval()
+    folder = tmp_path / "models" / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    torch.save(network.state_dict(), folder / "Addepalli2022Efficient_RN18.pt")
+    records = np.random.default_rng(0).integers(0, 256, (20, 3073), np.uint8)
+    records[:, 0] = np.arange(20) % 10
+    (tmp_path / "test_batch.bin").write_bytes(records.tobytes())
+    text = f"robustbench:Addepalli2022Efficient_RN18(model_dir='{tmp_path / 'models'}')"
+    model = load_model(text)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(x), network(x))
+    assert model.name == "robustbench:Addepalli2022Efficient_RN18"
+    assert (model.size_px, model.classes, model.meta["dataset"]) == (32, CIFAR10_CLASSES, "cifar10")
+    results = bench(Bench(models=(text,), data_dir=tmp_path, limit=4, steps=(1,)), tmp_path / "run")
+    assert (results["status"] == "ok").all()
+    assert results["dataset"].unique().tolist() == ["cifar10"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Carmon2019Unlabeled", ["Name or service", "put it at models/cifar10/Linf/Carmon2019Unlabeled.pt"]),
+        ("Carmon2019Unlabelled", ["unknown RobustBench model", "Carmon2019Unlabeled"]),
+        ("Carmon2019Unlabeled(threat_model='L7')", ["no models of dataset='cifar10', threat_model='L7'"]),
+        ("Carmon2019Unlabeled(colour=1)", ["'colour'", "it takes model_name, model_dir"]),
+    ],
+)
+def test_a_robustbench_model_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: list[str]
+) -> None:
+    zoo = library("robustbench.utils")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(zoo, "download_gdrive_new", unreachable)
+    message = refusal(lambda: load_model(f"robustbench:{text}"))
+    assert all(word in message for word in words), message
+
+
+def test_a_library_that_another_wrote_over_is_sent_to_the_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library("robustbench.utils")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "robustbench"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "robustbench").mkdir()
+    (tmp_path / "robustbench" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refusal(lambda: load_model("robustbench:Carmon2019Unlabeled"))
+    assert "robustglimpse doctor" in message
