@@ -241,6 +241,28 @@ class Run:
         path = self.root / "outcomes" / f"{key}.csv.gz"
         return pd.read_csv(path) if path.is_file() else None
 
+    def table(self, name: str) -> pd.DataFrame | None:
+        """Return a table that a command wrote beside the results, texts that are missing as "", or None.
+
+        Raises UserError for a file that is no table.
+        """
+        path = self.root / name
+        if not path.is_file():
+            return None
+        try:
+            frame = pd.read_csv(path)
+        except ValueError as error:
+            raise UserError(
+                f"{path}: not a table ({error}); delete it and run the same command again"
+            ) from None
+        texts = frame.select_dtypes(["object", "string"]).columns
+        return frame.assign(**{name: frame[name].fillna("") for name in texts})
+
+    def picture(self, name: str) -> bytes | None:
+        """Return a picture that lies beside the results, or None where there is none."""
+        path = self.root / name
+        return path.read_bytes() if path.is_file() else None
+
 
 def read_run(root: Path) -> Run:
     """Return a results directory, also one under way, and write nothing.
@@ -366,7 +388,8 @@ def _read_cell(root: Path, path: Path) -> Outcome:
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); run the cell again") from None
     curves, most = [], max(row["steps"] for row in record["rows"])
-    rows = [row for row in record["rows"] if row["eps"] == record["rows"][-1]["eps"]]  # a sweep's largest
+    last = record["rows"][-1].get("eps")
+    rows = [row for row in record["rows"] if row.get("eps") == last]  # a sweep's largest
     for row in rows:
         part = frame[frame["exit"] == row["exit"]]
         right = is_correct(part, row["judge"], row["steps"], most=most)

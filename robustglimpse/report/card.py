@@ -40,8 +40,8 @@ def _architecture(row: ModelRow) -> str:
         return f"FF-Net: {row.backbone}, the whole image of {row.size_px} px at once, {row.classes} classes."
     side = int(row.size_px / Fraction(row.downsample))
     return (
-        f"MGNet: {row.backbone}, T = {row.glimpses} glimpses of {side} px (M = {row.downsample}) of an image of "
-        f"{row.size_px} px, {row.classes} classes; it may answer after each."
+        f"MGNet: {row.backbone}, T = {row.glimpses} glimpses of {side} px (M = {row.downsample}) of an image "
+        f"of {row.size_px} px, {row.classes} classes; it may answer after each."
     )
 
 

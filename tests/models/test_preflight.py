@@ -55,6 +55,20 @@ def test_randomness_is_told_apart_from_a_batch_that_matters() -> None:
     assert check_model(noisy, IMAGES).meta["is_random"]
 
 
+def test_a_model_that_throws_one_coin_a_pass_is_never_called_one_whose_batch_matters() -> None:
+    def flipped(x: Tensor) -> Tensor:
+        return linear(x) * (1 if torch.rand(()) < 0.9 else -1)
+
+    for shift in range(20):  # of the draws that the model makes
+        start = torch.Generator().manual_seed(shift)
+
+        def own(x: Tensor, start: torch.Generator = start) -> Tensor:
+            return linear(x) * (1 if torch.rand((), generator=start) < 0.5 else -1)
+
+        check_model(classifier(own), IMAGES)
+    assert check_model(classifier(flipped), IMAGES).meta == check_model(classifier(flipped), IMAGES).meta
+
+
 @pytest.mark.parametrize(
     ("logits", "words"),
     [

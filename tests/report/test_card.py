@@ -16,7 +16,7 @@ from robustglimpse.store import read_results
 
 ROOT = Path(__file__).parents[2]
 # Directories whose runs the committed cards tell of.
-RUNS = [ROOT / "results" / name for name in ("glimpse-digits", "glimpse-digits-c", "glimpse-digits-eps")]
+RUNS = [ROOT / "results" / name for name in ("glimpse-digits", "glimpse-digits-c")]
 
 
 @pytest.mark.parametrize("name", models())
