@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from robustglimpse.corruptions import corrupt
     from robustglimpse.data import from_loader, from_tensors, load_data
+    from robustglimpse.exits import ExitStudy, study_exits
     from robustglimpse.frames import outcomes
     from robustglimpse.models import load_model
+    from robustglimpse.models.exits import exit_early
     from robustglimpse.models.sources import wrap
     from robustglimpse.records import Classifier, Threat, UserError
     from robustglimpse.rng import KeyedDraws, LegacyDraws
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Bench": "robustglimpse.runner",
     "Classifier": "robustglimpse.records",
+    "ExitStudy": "robustglimpse.exits",
     "KeyedDraws": "robustglimpse.rng",
     "LegacyDraws": "robustglimpse.rng",
     "Sweep": "robustglimpse.sweep",
@@ -30,19 +33,21 @@ _WHERE = {
     "assert_no_regression": "robustglimpse.testing",
     "bench": "robustglimpse.runner",
     "corrupt": "robustglimpse.corruptions",
+    "exit_early": "robustglimpse.models.exits",
     "from_loader": "robustglimpse.data",
     "from_tensors": "robustglimpse.data",
     "load_data": "robustglimpse.data",
     "load_model": "robustglimpse.models",
     "outcomes": "robustglimpse.frames",
     "read_results": "robustglimpse.store",
+    "study_exits": "robustglimpse.exits",
     "sweep_corruptions": "robustglimpse.sweep",
     "wrap": "robustglimpse.models.sources",
 }
 __all__ = [
-    "Bench", "Classifier", "KeyedDraws", "LegacyDraws", "Sweep", "Threat", "UserError",
-    "assert_no_regression", "bench", "corrupt", "from_loader", "from_tensors", "load_data", "load_model",
-    "outcomes", "read_results", "sweep_corruptions", "wrap",
+    "Bench", "Classifier", "ExitStudy", "KeyedDraws", "LegacyDraws", "Sweep", "Threat", "UserError",
+    "assert_no_regression", "bench", "corrupt", "exit_early", "from_loader", "from_tensors", "load_data",
+    "load_model", "outcomes", "read_results", "study_exits", "sweep_corruptions", "wrap",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ app = typer.Typer(
 
 
 # Options that several commands share.
+MODEL_HELP = "A name from `list models`, a .safetensors file, or a call: torchvision:resnet50. Repeatable."
 DataDir = Annotated[Path | None, typer.Option(help="The data set's archive or folder.")]
 Split = Annotated[str | None, typer.Option(help="Which split.  [default: the data set's test split]")]
 Size = Annotated[
@@ -60,6 +61,13 @@ class StoreChoice(StrEnum):
 
     exact = "exact"
     jpeg85 = "jpeg85"
+
+
+class ProfileFormat(StrEnum):
+    """How costs are printed."""
+
+    table = "table"
+    json = "json"
 
 
 class Verified(StrEnum):
@@ -110,9 +118,7 @@ def _root(
 
 @app.command()
 def bench(
-    model: Annotated[
-        list[str], typer.Option(help="A name from `list models`, or a .safetensors file. Repeatable.")
-    ],
+    model: Annotated[list[str], typer.Option(help=MODEL_HELP)],
     attack: Annotated[
         list[str], typer.Option(help='A name from `list attacks`, or a call: "pgd(steps=40)". Repeatable.')
     ] = ["pgd"],  # noqa: B006 - typer copies it
@@ -157,6 +163,9 @@ def bench(
         robustglimpse bench --model mgnet-r18 --attack fgsm --attack "pgd(steps=40)" --eps 2/255 --limit 200
 
         robustglimpse bench --model mgnet-r18 --curve eps --eps 2/255,4/255,8/255 --limit 64
+
+        robustglimpse bench --model "torchvision:resnet18(weights='mine.pth', classes=2)"
+        --data imagefolder:photos
     """
     from robustglimpse.report import figures, tables
     from robustglimpse.runner import Bench
@@ -194,9 +203,7 @@ def _steps(text: str, what: str = "steps", example: str = "--steps 1,2,4,8,16") 
 
 @app.command()
 def corruptions(
-    model: Annotated[
-        list[str] | None, typer.Option(help="A name from `list models`, or a .safetensors file. Repeatable.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help=MODEL_HELP)] = None,
     corruption: Corruptions = None,
     severity: Annotated[str, typer.Option(help="Severities, from 1 to 5.")] = "1,2,3,4,5",
     extras: Annotated[bool, typer.Option("--extras", help="The 4 extra corruptions as well.")] = False,
@@ -304,6 +311,148 @@ def _run_sweep(asked: Any, out: Path, baseline: str | None, paper: bool) -> None
     print("", *(out / name for name in ("results.csv", "table2.md", "table2.png")), sep="\n")
     if (results["status"] != "ok").any():
         raise typer.Exit(1)
+
+
+@app.command("exits")
+def exits_(
+    model: Annotated[list[str], typer.Option(help=MODEL_HELP)],
+    sizes: Annotated[
+        str, typer.Option(help="Inputs, px, at which networks with one exit are run.  [default: their own]")
+    ] = "",
+    thresholds: Annotated[
+        str, typer.Option(help="Confidences at which an image leaves.")
+    ] = "0.5,0.6,0.7,0.8,0.9,0.95,0.98,0.99,0.995,0.999",
+    attack: Annotated[
+        list[str] | None, typer.Option(help="Attack the last exit too: see `bench`. Repeatable.")
+    ] = None,
+    against_rule: Annotated[
+        bool, typer.Option("--against-rule", help="Attack exit by confidence itself too, at every threshold.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Steps of every attack that takes them.")] = 16,
+    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
+    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
+    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    restarts: Annotated[int, typer.Option(help="Random starts; the worst counts.")] = 1,
+    protocol: Annotated[list[str], typer.Option(help=f"{', '.join(PROTOCOLS)}. Repeatable.")] = ["standard"],  # noqa: B006
+    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    data_dir: DataDir = None,
+    split: Split = None,
+    size: Size = None,
+    download: Download = False,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
+    device: Device = "auto",
+    out: Annotated[
+        Path, typer.Option(help="Results directory; what is already in it is not run again.")
+    ] = Path("runs/exits"),
+) -> None:
+    """Tell what early exits cost and keep: Figure 3 (accuracy against GMACs), and exit by confidence.
+
+    An image leaves at the first exit whose confidence reaches the threshold. Under attack every exit is
+    judged on the image made against the last one: does it also make the model spend more? The protocols
+    standard and adaptive take the first image that fools, where exits are least sure; plain takes the last.
+
+    Examples:
+
+        robustglimpse exits --model mgnet-r18 --model ffnet-r18 --sizes 32,48,64
+
+        robustglimpse exits --model mgnet-r18 --attack pgd --protocol standard --protocol plain --limit 200
+
+        robustglimpse exits --model mgnet-r18 --attack pgd --against-rule --thresholds 0.8,0.95 --limit 64
+    """
+    from robustglimpse.exits import ExitStudy, exit_points, study_exits, threshold_table
+    from robustglimpse.report import figures, tables
+    from robustglimpse.store import Store
+
+    asked = ExitStudy(
+        models=tuple(model), sizes=_steps(sizes, "sizes", "--sizes 32,48,64") if sizes else (),
+        thresholds=_confidences(thresholds), against_rule=against_rule, attacks=tuple(attack or ()),
+        steps=(steps,), eps=eps, step_size=step_size, norm=norm.value, restarts=restarts,
+        protocols=tuple(protocol), data=data, split=split, data_dir=data_dir, size_px=size,
+        download=download, limit=limit, batch_size=batch_size, seed=seed, device=device,
+    )  # fmt: skip
+    results = study_exits(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
+    store = Store(out)
+    points, rules = exit_points(results), threshold_table(results, store, asked.thresholds)
+    written = [store.write_text("figure3.csv", points.to_csv(index=False))]
+    drawn = {"figure3": figures.figure3(points, rules)} if points["gmacs"].notna().any() else {}
+    if len(points):
+        print(tables.markdown(*tables.points_grid(points)))
+    if len(rules):
+        print("", tables.markdown(*tables.rules_grid(rules)), sep="\n")
+        written.append(store.write_text("thresholds.csv", rules.to_csv(index=False)))
+        drawn["thresholds"] = figures.thresholds_figure(rules)
+    for stem, figure in drawn.items():
+        for name in ("png", "svg"):
+            written.append(store.write_figure(f"{stem}.{name}", figures.render(figure, name)))
+    print("", *(path for path in written if path.suffix != ".svg"), sep="\n")
+    if (results["status"] != "ok").any():
+        raise typer.Exit(1)
+
+
+def _confidences(text: str) -> tuple[float, ...]:
+    """Return the numbers in "0.8,0.95"."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"thresholds must be confidences with commas between, got {text!r}; try --thresholds 0.8,0.95"
+        ) from None
+
+
+@app.command("glimpses")
+def glimpses_(
+    model: Annotated[str, typer.Option(help="See `bench`.")],
+    index: Annotated[
+        list[int] | None, typer.Option(help="An image, by its place in the data set. Repeatable.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many images, where none is named.")] = 8,
+    attack: Annotated[str, typer.Option(help="A name or a call: see `bench`.")] = "pgd",
+    steps: Annotated[int, typer.Option(help="Its steps, where it takes them.")] = 16,
+    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
+    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
+    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    protocol: Annotated[str, typer.Option(help=f"{', '.join(PROTOCOLS)}.")] = "standard",
+    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    data_dir: DataDir = None,
+    split: Split = None,
+    size: Size = None,
+    download: Download = False,
+    limit: Annotated[int, typer.Option(help="Look for cases among so many images.")] = 256,
+    batch_size: BatchSize = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the random start.")] = 0,
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(help="The .png or .svg file to draw.")] = Path("glimpses.png"),
+) -> None:
+    """Draw where a model looks and what it answers after each glimpse, clean and attacked side by side.
+
+    Unless images are named, half of them are some that the attack fooled, the others some that stand and
+    some that were wrong before: the first of each kind in the data set's order.
+
+    Examples:
+
+        robustglimpse glimpses --model mgnet-r18 --out sheet.png
+
+        robustglimpse glimpses --model mgnet-r18 --index 3 --index 14 --attack "pgd(steps=40)" --eps 8/255
+    """
+    from robustglimpse.glimpses import Sheet, find_cases
+    from robustglimpse.report import figures
+    from robustglimpse.report.glimpses import glimpse_sheet, to_markdown
+    from robustglimpse.store import write_file
+
+    if out.suffix not in (".png", ".svg"):
+        raise UserError(f"--out must end in .png or .svg, got {str(out)!r}")
+    title, cases = find_cases(
+        Sheet(
+            model=model, indices=tuple(index or ()), count=count, attack=attack, steps=(steps,), eps=eps,
+            step_size=step_size, norm=norm.value, protocol=protocol, data=data, split=split,
+            data_dir=data_dir, size_px=size, download=download, limit=limit, batch_size=batch_size,
+            seed=seed, device=device,
+        )
+    )  # fmt: skip
+    write_file(out, figures.render(glimpse_sheet(cases, title=title), out.suffix[1:]))
+    print(to_markdown(cases), "", out, sep="\n")
 
 
 @app.command()
@@ -617,6 +766,94 @@ def _tell(
             append_text(Path(summary), table + "\n")
 
 
+@app.command("profile")
+def profile_(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name from `list models`, a .safetensors file, or, with any of the next four options, an "
+            "architecture on random weights: ffnet-wrn50, mgnet-r34-nopool. Repeatable.  "
+            "[default: the paper's eight]"
+        ),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the images, px.  [default: 224]")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes.  [default: 100]")] = None,
+    glimpses: Annotated[int | None, typer.Option(help="T of an mgnet; an ffnet has 1.  [default: 4]")] = None,
+    downsample: Annotated[
+        str | None, typer.Option(help="M of an mgnet; an ffnet has 1.  [default: 7/3]")
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Batch sizes to time.")] = "1,32",
+    repeats: Annotated[
+        int, typer.Option(help="Timed runs each; fewer, but at least 5, where they take above 10 s.")
+    ] = 30,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Time the networks rewritten for answers alone (CPU).")
+    ] = False,
+    device: Device = "auto",
+    format_: Annotated[ProfileFormat, typer.Option("--format", help="How to print.")] = ProfileFormat.table,
+) -> None:
+    """Tell what every exit costs: parameters, GMACs, latency and peak memory, beside the paper's Table 1.
+
+    GMACs twice: ours, which keep what earlier glimpses gave the attention, and as the paper counted.
+
+    Examples:
+
+        robustglimpse profile --model mgnet-r18 --model ffnet-r18
+
+        robustglimpse profile --model mgnet-r18 --size 224 --classes 100 --glimpses 4 --downsample 7/3
+
+        robustglimpse profile --model mgnet-r50 --batch-size 1,8 --format json
+    """
+    from robustglimpse import cost
+    from robustglimpse.report import table1
+    from robustglimpse.runner import choose_device
+
+    size = cost.PAPER_SIZE_PX if not model and size is None else size
+    where = choose_device(device)
+    subjects = [
+        cost.subject(
+            name, size_px=size, classes=classes, glimpses=glimpses, downsample=downsample, device=where
+        )
+        for name in model or table1.NETWORKS
+    ]
+    costs = cost.profile(
+        subjects,
+        batch_sizes=_steps(batch_size, "batch-size", "--batch-size 1,32"),
+        repeats=repeats,
+        is_fast=fast,
+    )
+    if format_ is ProfileFormat.json:
+        print(table1.to_json(costs))
+        return
+    print(table1.to_markdown(costs))
+    print(f"\n{table1.conditions(costs)}", file=sys.stderr)
+
+
+@app.command("card")
+def card_(
+    model: Annotated[str, typer.Argument(help="A name from `list models`.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Results directories to tell of; runs of other weights are left out."),
+    ] = None,
+) -> None:
+    """Print a model's card: what it is, how it was trained, what was measured of it, its limits.
+
+    Examples:
+
+        robustglimpse card ffnet-r18-robust
+
+        robustglimpse card mgnet-r18 results/glimpse-digits results/glimpse-digits-c
+    """
+    from robustglimpse.models import model_row
+    from robustglimpse.recipes import read
+    from robustglimpse.report.card import card
+    from robustglimpse.store import read_results
+
+    row = model_row(model)
+    print(card(row, read(row.recipe), read_results(*results) if results else None), end="")
+
+
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A name from `list recipes`, or a .toml file.")],
@@ -701,6 +938,13 @@ def list_(what: Annotated[Listing, typer.Argument(help="Which table.")]) -> None
         robustglimpse list models
     """
     _print_table(*_listing(what))
+    if what is Listing.models:
+        from robustglimpse.models import SOURCES
+
+        print("\nand from outside, with options in brackets:\n")
+        _print_table(
+            ["for example", "needs", "what"], [(s.example, s.needs, s.summary) for s in SOURCES.values()]
+        )
 
 
 def _print_table(header: list[str], rows: list[tuple[Any, ...]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,6 +114,8 @@ class Classifier:
     surrogates: name -> (x -> [B,K]); what an attacker may differentiate instead of logits.
     trace: x -> regions [T,B,3] of (a_s, a_x, a_y).
     normalisation: the mean and standard deviation applied inside.
+    glances: x -> a generator of logits [B,K] after one exit after the other, each computed when asked for.
+        What is sent, bool [B], says which samples go on to the next.  None where all exits come at once.
     """
 
     name: str
@@ -126,13 +128,15 @@ class Classifier:
     sha256: str
     normalisation: tuple[Channels, Channels]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    glances: Callable[[Tensor], Generator[Tensor, Tensor | None, None]] | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
     """One unit of work of a grid: strings and numbers only, so that its key is the same everywhere.
 
-    perturb: a call string, or "clean".  exits: "last" or "all", which exits of the network are judged.
+    perturb: a call string, or "clean".  exits: which exits of the network are judged: "last"; "all", each on
+        what was made against it; "image", all on the one image that was made against the last.
     limit: None for the whole split.
     """
 

@@ -10,16 +10,23 @@ from torch import Tensor
 
 from robustglimpse import evaluate
 from robustglimpse.models.surrogates import surrogates
-from robustglimpse.records import Batch, Classifier, Threat
+from robustglimpse.records import Batch, Channels, Classifier, Threat
 from robustglimpse.registry import parse_call
 
 SIZE = 8
 NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def make_plan(text: str, threat: Threat, *, protocol: str = "standard", restarts: int = 1) -> evaluate.Plan:
+def make_plan(
+    text: str,
+    threat: Threat,
+    *,
+    protocol: str = "standard",
+    restarts: int = 1,
+    normalisation: tuple[Channels, Channels] = NORMALISATION,
+) -> evaluate.Plan:
     return evaluate.make_plan(
-        parse_call(text), protocol=protocol, threat=threat, normalisation=NORMALISATION,
+        parse_call(text), protocol=protocol, threat=threat, normalisation=normalisation,
         restarts=restarts, seed=5, all_exits=False,
     )  # fmt: skip
 

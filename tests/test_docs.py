@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from robustglimpse import cli, recipes
-from robustglimpse.models import models
+from robustglimpse.models import is_from_outside, models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,6 +25,10 @@ SHORT = {
     "bench": ["--limit", "4", "--steps", "1", "--out", "run", "--device", "cpu"],
     "corruptions": ["--limit", "3", "--severity", "1", "--out", "run", "--device", "cpu"],
     "corrupt": ["--severity", "1", "--size", "16"],
+    "compare": ["--limit", "2", "--steps", "1", "--out", "run", "--device", "cpu"],
+    "profile": ["--size", "64", "--repeats", "1", "--batch-size", "1", "--device", "cpu"],
+    "exits": ["--limit", "2", "--steps", "1", "--out", "run", "--device", "cpu"],
+    "glimpses": ["--limit", "2", "--steps", "1", "--out", "sheet.png", "--device", "cpu"],
     "doctor": ["numpy"],  # not whatever else is installed where the tests run
 }
 
@@ -47,6 +52,14 @@ def there(arguments: list[str]) -> bool:
     paths = [a for a in arguments if a.endswith((".safetensors", ".ckpt", ".toml", ".zip"))]
     paths += [a for a in arguments if a.startswith(("results/", "runs/"))]
     paths += [b for a, b in pairwise(arguments) if a == "--data-dir"]
+    libraries = re.findall(r"(torchattacks|foolbox|pyautoattack):", " ".join(arguments))
+    if not all(find_spec(library) for library in libraries):
+        return False
+    for call in (b for a, b in pairwise(arguments) if a == "--model" and is_from_outside(b)):
+        files = re.findall(r"weights='([^']+\.\w+)'", call)
+        if not files and "weights=None" not in call:
+            return False  # a library would fetch them
+        paths += files
     return all(Path(path).exists() for path in paths)
 
 
@@ -65,8 +78,9 @@ def test_a_documented_command_works(command: str, tmp_path: Path, monkeypatch: p
         short = SHORT.get(kind, [])
     result = CliRunner().invoke(cli.app, [kind, *arguments, *short], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    for name in re.findall(r"--model (\S+)", command):
-        assert name.endswith(".safetensors") or f"{name}@glimpse-digits" in models()
+    for name in (b for a, b in pairwise(arguments) if a == "--model"):
+        is_file = name.endswith(".safetensors")
+        assert is_file or is_from_outside(name) or f"{name}@glimpse-digits" in models()
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))

@@ -19,6 +19,8 @@ LAYERS = [
         "runner",
         "compare",
         "sweep",
+        "exits",
+        "glimpses",
         "export",
         "golden",
         "frames",
@@ -35,13 +37,13 @@ LAYERS = [
     ["records", "__init__"],
 ]
 ROOMS = {
-    "torchvision": {"models/backbones.py", "data/folders.py", "data/augment.py"},
-    "matplotlib": {"report/figures.py"},
+    "torchvision": {"models/backbones.py", "models/sources.py", "data/folders.py", "data/augment.py"},
+    "matplotlib": {"report/figures.py", "report/glimpses.py"},
     "sklearn": {"data/digits.py"},
     "torchattacks": set(),
     "foolbox": set(),
-    "timm": set(),
-    "robustbench": set(),
+    "timm": {"models/sources.py"},
+    "robustbench": {"models/sources.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -51,7 +53,7 @@ def layer_of(module: str) -> int:
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
-    """Return every imported module, and whether it is imported at the top of the file, for running."""
+    """Return every imported (or needed) module, and whether that is at the top of the file, for running."""
     tree = ast.parse(path.read_text())
     guarded = {
         id(node)
@@ -67,6 +69,8 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             names = [node.module or ""]
             if node.module == "robustglimpse":
                 names = [f"robustglimpse.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "need":
+            names = [ast.literal_eval(node.args[0])] if isinstance(node.args[0], ast.Constant) else []
         else:
             continue
         if id(node) not in guarded:

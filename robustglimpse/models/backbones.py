@@ -12,19 +12,23 @@ from robustglimpse.records import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """A backbone family member: torchvision's name for it and the paper's gradient re-scaling s."""
+    """A backbone family member: torchvision's name for it and the paper's gradient re-scaling s.
+
+    short: as it stands in a model's name: mgnet-r18.
+    """
 
     torchvision: str
+    short: str
     features: int
     gradient_scale: float
 
 
 BACKBONES: dict[str, Family] = {
-    "resnet18": Family("resnet18", 512, 0.02),
-    "resnet34": Family("resnet34", 512, 0.01),
-    "resnet50": Family("resnet50", 2048, 0.01),
-    "resnext50": Family("resnext50_32x4d", 2048, 0.01),
-    "wrn50": Family("wide_resnet50_2", 2048, 0.01),
+    "resnet18": Family("resnet18", "r18", 512, 0.02),
+    "resnet34": Family("resnet34", "r34", 512, 0.01),
+    "resnet50": Family("resnet50", "r50", 2048, 0.01),
+    "resnext50": Family("resnext50_32x4d", "rx50", 2048, 0.01),
+    "wrn50": Family("wide_resnet50_2", "wrn50", 2048, 0.01),
 }
 NOPOOL = "-nopool"
 
@@ -80,6 +84,12 @@ def family(name: str) -> Family:
             f"unknown backbone {name!r}; it is one of {', '.join(BACKBONES)}, '-nopool' behind it or not"
         )
     return BACKBONES[stem]
+
+
+def backbone_called(short: str) -> str | None:
+    """Return the backbone that a model's name spells "r18" or "wrn50-nopool", None where there is none."""
+    stem = short.removesuffix(NOPOOL)
+    return next((name + short[len(stem) :] for name, row in BACKBONES.items() if row.short == stem), None)
 
 
 def feature_count(name: str) -> int:

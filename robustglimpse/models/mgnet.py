@@ -5,8 +5,10 @@ FF-Net, the plain network beside it, is the same class with one glimpse at full 
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from math import floor, sqrt
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustglimpse.models.backbones import Backbone, feature_count
+from robustglimpse.models.backbones import (
+    BACKBONES,
+    Backbone,
+    backbone_called,
+    default_gradient_scale,
+    feature_count,
+)
+from robustglimpse.records import UserError
+from robustglimpse.registry import parse_fraction
 
 GradientPath = Literal["as-trained", "no-detach", "exact"]
 GRADIENT_PATHS: tuple[GradientPath, ...] = ("as-trained", "no-detach", "exact")
@@ -45,12 +55,43 @@ class Architecture:
         return "ffnet" if self.glimpses == 1 and Fraction(self.downsample) == 1 else "mgnet"
 
 
+def bare_architecture(name: str, *, classes: int, glimpses: int, downsample: str) -> Architecture:
+    """Return what a name such as "mgnet-r18" or "ffnet-r34-nopool" stands for, checkpoints aside.
+
+    An ffnet has one glimpse at full resolution, whatever glimpses and downsample are.
+    Raises UserError for another name, and for numbers that no network can have.
+    """
+    family, _, short = name.partition("-")
+    backbone = backbone_called(short)
+    if family not in ("mgnet", "ffnet") or backbone is None:
+        known = ", ".join(row.short for row in BACKBONES.values())
+        raise UserError(
+            f"unknown architecture {name!r}; it is mgnet- or ffnet-, then one of {known}, "
+            "'-nopool' behind it or not"
+        )
+    if classes < 1 or glimpses < 1 or parse_fraction(downsample, what="downsample") < 1:
+        raise UserError(
+            f"classes, glimpses and downsample must be at least 1, got {classes}, {glimpses} and {downsample}"
+        )
+    if family == "ffnet":
+        glimpses, downsample = 1, "1"
+    return Architecture(backbone, glimpses, downsample, classes, default_gradient_scale(backbone))
+
+
 class Glimpses(NamedTuple):
     """What one pass yields, the first glimpse first."""
 
     logits: Tensor  # [T,B,K], the global classifier after each glimpse
     regions: Tensor  # [T,B,3], (a_s, a_x, a_y) of each glimpse
     features: Tensor  # [T,B,D], the backbone's features of each glimpse
+
+
+class Glance(NamedTuple):
+    """What one glimpse shows of the samples that take it."""
+
+    logits: Tensor  # [B,K], the global classifier after it
+    region: Tensor  # [B,3], (a_s, a_x, a_y)
+    feature: Tensor  # [B,D], the backbone's
 
 
 class MGNet(nn.Module):
@@ -85,30 +126,36 @@ class MGNet(nn.Module):
             "no-detach" keeps the position code's gradient, "exact" scales nothing either.
         glimpses: stop after that many (1..T); None means T.
         """
+        count = self.architecture.glimpses if glimpses is None else glimpses
+        seen = islice(self.glances(x, gradient=gradient), count)
+        logits, regions, features = map(torch.stack, zip(*seen, strict=True))
+        return Glimpses(logits, regions, features)
+
+    def glances(
+        self, x: Tensor, *, gradient: GradientPath = "as-trained"
+    ) -> Generator[Glance, Tensor | None, None]:
+        """Yield what one glimpse after the other shows; nothing is computed before it is asked for.
+
+        What is sent, bool [B] over the samples just yielded, says which of them look again: the others
+        leave the batch, and those that stay get what they would have got in the whole one.
+        """
         scale = 1.0 if gradient == "exact" else self.architecture.gradient_scale
         side = self.architecture.glimpse_px(min(x.shape[2:]))
         region = x.new_tensor([1.0, 0.0, 0.0]).expand(len(x), 3)
         memory: list[Tensor] = []
-        logits, regions, features = [], [], []
-        count = self.architecture.glimpses if glimpses is None else glimpses
-        for t in range(count):
+        for t in range(self.architecture.glimpses):
             feature = self.backbone(look(x, region, side))
             position = region.detach() if gradient == "as-trained" else region
             fused = self.feat_fusion(torch.cat([feature, position], 1), memory)
-            logits.append(self.global_fc(fused))
-            regions.append(region)
-            features.append(feature)
-            if t + 1 < count:
+            keep = yield Glance(self.global_fc(fused), region, feature)
+            if keep is not None:
+                x, fused, memory = x[keep], fused[keep], [each[keep] for each in memory]
+            if t + 1 < self.architecture.glimpses:
                 region = self._next_region(fused, scale)
-        return Glimpses(torch.stack(logits), torch.stack(regions), torch.stack(features))
 
     def _next_region(self, fused: Tensor, gradient_scale: float) -> Tensor:
         """Return the next region (a_s, a_x, a_y) [B,3] (eq. 4, 5): inside the image, at its own scale."""
-        low, high = REGION_SCALE
-        raw = _ScaledGradient.apply(self.loc_network(fused), gradient_scale)
-        a_s = low + (high - low) * torch.sigmoid(raw[:, :1])
-        a_xy = (2 * torch.sigmoid(raw[:, 1:]) - 1) * (1 - a_s)
-        return torch.cat([a_s, a_xy], 1)
+        return region_of(_ScaledGradient.apply(self.loc_network(fused), gradient_scale))
 
 
 class FeatureFusion(nn.Module):
@@ -163,6 +210,14 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.fc(x)
         return y
+
+
+def region_of(raw: Tensor) -> Tensor:
+    """Return the region (a_s, a_x, a_y) [B,3] of what the localisation network says, [B,3] (eq. 5)."""
+    low, high = REGION_SCALE
+    a_s = low + (high - low) * torch.sigmoid(raw[:, :1])
+    a_xy = (2 * torch.sigmoid(raw[:, 1:]) - 1) * (1 - a_s)
+    return torch.cat([a_s, a_xy], 1)
 
 
 def look(x: Tensor, region: Tensor, side: int) -> Tensor:

@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from robustglimpse.models import ModelRow, model_row
 from robustglimpse.models.backbones import default_gradient_scale, fold_batch_norm_
-from robustglimpse.models.mgnet import Architecture, GradientPath, MGNet
+from robustglimpse.models.mgnet import Architecture, Glance, GradientPath, MGNet
 from robustglimpse.models.surrogates import surrogates
 from robustglimpse.records import Channels, Classifier, UserError
 from robustglimpse.registry import parse_fraction
@@ -119,6 +119,20 @@ def load_file(path: Path, *, name: str, device: str = "cpu", expected: str | Non
 
     expected: the SHA-256 that the file must have.  Raises UserError where it, or the weights, do not fit.
     """
+    network, card, sha256 = _read_network(path, expected=expected)
+    return classifier(network, card, name=name, sha256=sha256, device=device)
+
+
+def load_network(name: str) -> tuple[MGNet, Card]:
+    """Return the network of a manifest row, or of one of our .safetensors files, as it was trained."""
+    if name.endswith(".safetensors"):
+        return _read_network(Path(name))[:2]
+    row = model_row(name)
+    return _read_network(_find_file(row), expected=row.sha256)[:2]
+
+
+def _read_network(path: Path, *, expected: str | None = None) -> tuple[MGNet, Card, str]:
+    """Return the network in one of our safetensors files, its card and the file's SHA-256."""
     if not path.is_file():
         raise UserError(
             f"{path}: no such checkpoint; give a .safetensors file or a name (robustglimpse list models)"
@@ -126,7 +140,7 @@ def load_file(path: Path, *, name: str, device: str = "cpu", expected: str | Non
     state, card, sha256 = read_checkpoint(path, expected=expected)
     network = MGNet(card.architecture)
     load_strictly(network, state, path)
-    return classifier(network, card, name=name, sha256=sha256, device=device)
+    return network, card, sha256
 
 
 def load_strictly(network: MGNet, state: Mapping[str, Tensor], path: Path) -> None:
@@ -148,10 +162,10 @@ def load_weights_(module: nn.Module, state: Mapping[str, Tensor], path: Path, *,
     ):
         if names:
             raise UserError(f"{path}: {what} {names[0]!r} ({len(names)} in all); {hint}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
+    for name, tensor in expected.items():
+        if tensor.shape != state[name].shape:
             raise UserError(
-                f"{path}: {name!r} is {list(tensor.shape)}, expected {list(expected[name].shape)}; {hint}"
+                f"{path}: {name!r} is {list(state[name].shape)}, expected {list(tensor.shape)}; {hint}"
             )
     module.load_state_dict(state, strict=True)
 
@@ -162,9 +176,11 @@ def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: st
     mean = torch.tensor(card.mean, device=device)[:, None, None]
     std = torch.tensor(card.std, device=device)[:, None, None]
 
+    def prepared(x: Tensor) -> Tensor:
+        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+
     def run(x: Tensor, gradient: GradientPath = "as-trained") -> tuple[Tensor, Tensor]:
-        normalised = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-        logits, regions, _ = network(normalised, gradient=gradient)
+        logits, regions, _ = network(prepared(x), gradient=gradient)
         return logits, regions
 
     architecture = card.architecture
@@ -186,7 +202,19 @@ def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: st
             "exits": architecture.glimpses,
             "device": device,
         },
+        glances=lambda x: _answers(network.glances(prepared(x))),
     )
+
+
+def _answers(glances: Generator[Glance, Tensor | None, None]) -> Generator[Tensor, Tensor | None, None]:
+    """Yield the logits of each glance; what is sent goes on to it."""
+    keep: Tensor | None = None
+    while True:
+        try:
+            glance = glances.send(keep)
+        except StopIteration:
+            return
+        keep = yield glance.logits
 
 
 def frozen(network: MGNet, device: str = "cpu") -> MGNet:

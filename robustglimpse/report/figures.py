@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.report.table2 import SHORT, Table2
-from robustglimpse.report.tables import headline
+from robustglimpse.report.tables import condition_text, headline
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,6 +169,137 @@ def steps_panel(rows: pd.DataFrame) -> Figure:
     panel.set_xlabel("attack steps (0: clean)")
     _label_ends(panel, ends)
     return figure
+
+
+def figure3(points: pd.DataFrame, rules: pd.DataFrame) -> Figure:
+    """Return Figure 3: accuracy against GMACs, a panel per condition, with 95 % intervals.
+
+    A network with exits is a solid line, its exits numbered; one exit at several input sizes is a line of
+    sizes; exit by confidence is a dashed line of thresholds, dotted where the attack was made against it.
+
+    points, rules: frames of exits.POINT_COLUMNS and exits.RULE_COLUMNS; rows without GMACs are left out.
+    """
+    from matplotlib.figure import Figure
+
+    points = points[points["gmacs"].notna()]
+    rules = rules[rules["mean_gmacs"].notna()]
+    conditions = list(dict.fromkeys(map(condition_text, points.to_dict("records"))))
+    figure = Figure(figsize=(4.4 * len(conditions) + 2.4, 4.3), layout="constrained")
+    panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
+    styles = _model_styles(points.assign(shown=points["model"]))
+    told = [
+        frame.assign(shown=frame["model"], at=[condition_text(row) for row in frame.to_dict("records")])
+        for frame in (points, rules)
+    ]
+    for panel, shown in zip(panels, conditions, strict=True):
+        here, ruled = (frame[frame["at"] == shown] for frame in told)
+        for model, line in here.groupby("shown", sort=False):
+            _draw_points(panel, line, *styles[str(model)])
+        for (ruled_model, against), line in ruled.groupby(["shown", "against"], sort=False):
+            _draw_rule(panel, line.sort_values("mean_gmacs"), styles[str(ruled_model)][0], str(against))
+        panel.set_title(shown, fontsize=10)
+        panel.set_xlim(0, 1.15 * float(points["gmacs"].max()))
+        panel.locator_params(axis="x", nbins=6)
+        panel.set_xlabel("GMACs per image")
+        _percent_axis(panel)
+        panel.set_ylim(0, 103)
+        panel.set_ylabel("")
+    panels[0].set_ylabel("accuracy (%)")
+    handles = {str(h.get_label()): h for panel in panels for h in panel.get_legend_handles_labels()[0]}
+    figure.legend(
+        handles=[handles[name] for name in sorted(handles)], loc="outside right center", frameon=False,
+        fontsize=8.5,
+    )  # fmt: skip
+    figure.suptitle(_data_text(points), fontsize=10)
+    return figure
+
+
+def _draw_points(panel: Axes, line: pd.DataFrame, colour: str, marker: str) -> None:
+    """Draw a network's exits, or its sizes, with what tells them apart written beside."""
+    line = line.sort_values("gmacs")
+    is_sizes = line["exit"].max() == 1
+    x, y, low, high = (line[c].to_numpy(float) for c in ("gmacs", "accuracy", "ci_low", "ci_high"))
+    what = "each size" if is_sizes and len(line) > 1 else "each exit"
+    label = f"{_plain(str(line['shown'].iloc[0]))}{f', {what}' if len(line) > 1 else ''}"
+    panel.errorbar(
+        x, 100 * y, yerr=100 * np.array([y - low, high - y]).clip(0), label=label, color=colour,
+        marker=marker, markersize=5, linewidth=1.6, elinewidth=0.9, capsize=2, zorder=3,
+    )  # fmt: skip
+    names = [f"{size} px" for size in line["size_px"]] if is_sizes else [str(k) for k in line["exit"]]
+    for at, height, name in zip(x, y, names, strict=True):
+        panel.annotate(
+            name, (at, 100 * height), xytext=(5, -11), textcoords="offset points", fontsize=8, color=colour,
+            zorder=4,
+        )  # fmt: skip
+
+
+RULE_LINES = {"": (0, (4, 2)), "last exit": (0, (4, 2)), "rule": (0, (1, 1.3))}
+
+
+def _draw_rule(panel: Axes, line: pd.DataFrame, colour: str, against: str) -> None:
+    """Draw accuracy against mean cost, a point per threshold."""
+    label = f"{_plain(str(line['shown'].iloc[0]))}, leaving when sure"
+    label += ", attacked itself" if against == "rule" else ""
+    panel.plot(
+        line["mean_gmacs"], 100 * line["accuracy"], color=colour, linestyle=RULE_LINES[against], marker=".",
+        markersize=5, linewidth=1.3, label=label, zorder=2,
+    )  # fmt: skip
+
+
+def thresholds_figure(rules: pd.DataFrame) -> Figure:
+    """Return what a threshold keeps and costs: accuracy and mean GMACs against it, a line per condition.
+
+    rules: the columns of exits.RULE_COLUMNS.  Bands are 95 % intervals of the accuracy.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.6, 4.0), layout="constrained")
+    kept, spent = figure.subplots(1, 2)
+    thresholds = sorted(rules["threshold"].unique())
+    styles = _model_styles(rules.assign(shown=rules["model"]))
+    conditions = list(dict.fromkeys(map(_rule_text, rules.to_dict("records"))))
+    several = rules["model"].nunique() > 1
+    for model, of_model in rules.groupby("model", sort=False):
+        colours = CONDITION_COLOURS if not several else (styles[str(model)][0],)
+        for k, condition in enumerate(conditions):
+            line = of_model[[_rule_text(row) == condition for row in of_model.to_dict("records")]]
+            line = line.sort_values("threshold")
+            x = [thresholds.index(t) for t in line["threshold"]]
+            style = {
+                "color": colours[k % len(colours)], "linestyle": CONDITION_LINES[k % len(CONDITION_LINES)],
+                "marker": "osD^vP"[k % 6], "markersize": 4, "linewidth": 1.6,
+            }  # fmt: skip
+            name = f"{_plain(str(model))}, {condition}" if several else condition
+            kept.plot(x, 100 * line["accuracy"], label=name, **style)
+            kept.fill_between(
+                x, 100 * line["ci_low"], 100 * line["ci_high"], color=style["color"], alpha=0.1, linewidth=0
+            )
+            spent.plot(x, line["mean_gmacs"], **style)
+    for panel in (kept, spent):
+        _percent_axis(panel)
+        panel.set_xticks(range(len(thresholds)), [f"{t:g}" for t in thresholds], rotation=45)
+        panel.set_xlabel("leaves at a confidence of")
+    spent.set_ylabel("mean GMACs per image")
+    spent.set_ylim(0, 1.08 * float(rules["mean_gmacs"].max()) if rules["mean_gmacs"].notna().any() else 1)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8.5, ncols=2)
+    name = "" if several else f" of {_plain(str(rules['model'].iloc[0]))}"
+    figure.suptitle(f"exit by confidence{name}, {_data_text(rules)}", fontsize=10)
+    return figure
+
+
+def _data_text(rows: pd.DataFrame) -> str:
+    """Return "glimpse-digits (200 images)"."""
+    sets = rows[["dataset", "n"]].drop_duplicates().itertuples(index=False)
+    return ", ".join(f"{_plain(str(dataset))} ({n} images)" for dataset, n in sets)
+
+
+CONDITION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7F7F7F")
+CONDITION_LINES = ("solid", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+
+
+def _rule_text(row: Mapping[Hashable, Any]) -> str:
+    against = "" if row["condition"] == "clean" else f", against the {row['against']}"
+    return f"{condition_text(row)}{against}"
 
 
 def exits_panel(points: pd.DataFrame) -> Figure:

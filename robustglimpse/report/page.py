@@ -19,6 +19,7 @@ from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.records import PROTOCOLS, RESULT_COLUMNS, UserError
 from robustglimpse.report import figures, table2
 from robustglimpse.report.board import Board, Comparison, Curves, Entry, Exits, Sweep
+from robustglimpse.report.sections import SECTIONS, Section
 from robustglimpse.report.tables import PROTOCOL_ORDER, headline, markdown, percent
 
 LIMIT_BYTES = 2_000_000
@@ -26,25 +27,10 @@ PLAIN_CSV_BYTES = 300_000  # larger ones travel gzipped
 JUDGES = {
     "worst": "right at every step up to the count",
     "last": "right after exactly that many steps",
+    "image": "right on the image made against the last exit",
     "mean": "mean over the cells",
     "": "",
 }
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page beside the built-in ones, such as an exit matrix or glimpse sheets.
-
-    html: placed as it is, so whatever comes from files must be escaped in it.
-    """
-
-    id: str
-    title: str
-    html: str
-
-
-# What a run may have beside its tables: functions that return None where it has not.
-SECTIONS: tuple[Callable[[Board], Section | None], ...] = ()
 
 
 def to_html(board: Board, sections: Sequence[Callable[[Board], Section | None]] = SECTIONS) -> str:

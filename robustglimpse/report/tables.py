@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -120,6 +121,68 @@ def compare_table(compared: pd.DataFrame) -> str:
             ]
         )  # fmt: skip
     return markdown(header, lines)
+
+
+def points_grid(points: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return Figure 3's points as header and lines: percent per model, size and exit, a column per condition.
+
+    points: a frame of exits.POINT_COLUMNS.
+    """
+    told = points.assign(at=[condition_text(row) for row in points.to_dict("records")])
+    conditions = list(dict.fromkeys(told["at"]))
+    lines = []
+    for (model, size, number), group in told.groupby(["model", "size_px", "exit"], sort=False):
+        by_condition = group.drop_duplicates("at").set_index("at")
+        gmacs = _number(float(group["gmacs"].iloc[0]))
+        cells = [_cell(by_condition, condition) for condition in conditions]
+        lines.append([str(model), f"{size} px", str(number), gmacs, *cells])
+    return ["model", "input", "exit", "GMACs", *conditions], lines
+
+
+def rules_grid(rules: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return exit by confidence as header and lines: one per model, condition and threshold.
+
+    rules: a frame of exits.RULE_COLUMNS.  "costs more" is against the same images clean, in percent of what
+    these cost, with its 95 % interval.
+    """
+    left = [name for name in rules.columns if str(name).startswith("left_")]
+    lines = []
+    for row in rules.to_dict("records"):
+        shares = [row[name] for name in left if not np.isnan(row[name])]
+        lines.append(
+            [
+                str(row["model"]), f"{row['threshold']:g}", condition_text(row), str(row["against"]) or "-",
+                percent(row["accuracy"], row["ci_low"], row["ci_high"]), _number(row["mean_gmacs"]),
+                _more(row), " ".join(f"{100 * share:.0f}" for share in shares),
+            ]
+        )  # fmt: skip
+    header = [
+        "model", "leaves at", "condition", "against", "accuracy, %", "mean GMACs", "costs more, %",
+        "leaving at exit 1, 2, ..., %",
+    ]  # fmt: skip
+    return header, lines
+
+
+def condition_text(row: Mapping[Hashable, Any]) -> str:
+    """Return "clean images", or "PGD linf 4/255, 16 steps, standard", of a row of exits' tables."""
+    if row["condition"] == "clean":
+        return "clean images"
+    steps = int(row["steps"])
+    count = f"{steps} step" if steps == 1 else f"{steps} steps"
+    return f"{str(row['attack']).upper()} {row['norm']} {row['eps_text']}, {count}, {row['protocol']}"
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4g}"
+
+
+def _more(row: Mapping[Hashable, Any]) -> str:
+    """Return "+25 [8, 41]": what a rule costs more than on clean images, in percent of that."""
+    clean = row["mean_gmacs"] - row["more_gmacs"]
+    if np.isnan(clean):
+        return "-"
+    more, low, high = (100 * row[name] / clean for name in ("more_gmacs", "more_low", "more_high"))
+    return f"{more:+.0f}" if np.isnan(low) else f"{more:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
 def _cell(frame: pd.DataFrame, key: Hashable) -> str:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hand_made import NORMALISATION, SIZE, anisotropic_weight, attacked, batch_of, linear, random_batch
+from hand_made import SIZE, anisotropic_weight, attacked, batch_of, linear, random_batch
 from numpy.typing import NDArray
 
 from robustglimpse.attacks import ATTACKS
 from robustglimpse.attacks.gradient import slope
 from robustglimpse.attacks.loss import LOSSES, Objective, targeted_dlr, targeted_lead
+from robustglimpse.evaluate import Columns
 from robustglimpse.records import Batch, Classifier, Norm, Threat
 
 Array = NDArray[Any]
@@ -24,6 +25,7 @@ World = Literal["free", "boxed", "normalised"]
 WORLDS: list[World] = ["free", "boxed", "normalised"]
 NORMS: list[Norm] = ["linf", "l2"]
 N = 32
+SCALE = (0.1, 0.2, 0.4)  # of the channels, in the normalised world
 WEIGHT = anisotropic_weight()
 ABOUT: dict[World, dict[Norm, float]] = {
     "free": {"linf": 0.05, "l2": 0.4},
@@ -75,7 +77,7 @@ def candidates(world: World, norm: Norm) -> tuple[Classifier, Batch, Array]:
     batch = random_batch(4000, *((0, 12) if world == "boxed" else (100, 156)))
     x = batch.images.flatten(1).numpy() / 255
     weight = WEIGHT.double().flatten().numpy()
-    scale = np.repeat(NORMALISATION[1], SIZE * SIZE) if world == "normalised" else np.ones_like(weight)
+    scale = np.repeat(SCALE, SIZE * SIZE) if world == "normalised" else np.ones_like(weight)
     room = np.where(weight > 0, x, 1 - x) if world == "boxed" else np.full_like(x, np.inf)
     # A bias that puts the typical image at about the wanted distance.
     step = np.ones_like(weight) if norm == "linf" else np.abs(weight * scale)
@@ -97,12 +99,16 @@ def at_distance(world: World, norm: Norm) -> tuple[Classifier, Batch, float]:
     return model, batch_of(batch.images[rows], batch.labels[rows]), distance
 
 
+def attack(model: Classifier, batch: Batch, call: str, threat: Threat, world: World) -> Columns:
+    protocol = "paper" if world == "normalised" else "standard"
+    return attacked(model, batch, call, threat, protocol=protocol, normalisation=(SCALE, SCALE))
+
+
 def fooled(call: str, world: World, norm: Norm, share: float) -> int:
     model, batch, distance = at_distance(world, norm)
     eps = share * distance
     call = call.format(step=eps / 8, queries=SQUARE_QUERIES[norm] if share > 1 else 100)
-    protocol = "paper" if world == "normalised" else "standard"
-    columns = attacked(model, batch, call, Threat(norm, eps), protocol=protocol)
+    columns = attack(model, batch, call, Threat(norm, eps), world)
     assert columns["first_success_step"].all(), "some are wrong before"
     return int((columns["first_success_step"] > 0).sum())
 
@@ -155,12 +161,11 @@ def test_the_nearest_image_of_a_minimal_norm_attack_is_at_the_exact_distance(
 ) -> None:
     model, batch, far = candidates(world, norm)
     batch, far = batch_of(batch.images[:256], batch.labels[:256]), far[:256]
-    protocol = "paper" if world == "normalised" else "standard"
     threat = Threat(norm, 1e-4)  # nobody falls, so everyone goes to the end
     names = [name for name, row in ATTACKS.items() if row.may_leave and not row.parts]
     assert names
     for name in names:
-        columns = attacked(model, batch, f"{name}(steps=10)", threat, protocol=protocol)
+        columns = attack(model, batch, f"{name}(steps=10)", threat, world)
         is_right = far > 1e-4
         assert (columns["first_success_step"][is_right] == -1).all()
         share = columns["nearest"][is_right] / far[is_right]

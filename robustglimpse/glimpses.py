@@ -1,0 +1,132 @@
+"""The cases of a glimpse sheet: images found, attacked, and what the network saw in them before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustglimpse import evaluate
+from robustglimpse.data import Dataset
+from robustglimpse.models.exits import confidence
+from robustglimpse.models.mgnet import look
+from robustglimpse.records import Batch, Classifier, Norm, UserError
+from robustglimpse.report.glimpses import Case, Look, choose, quotas
+from robustglimpse.runner import Bench, Work, choose_device, plan_work
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What `robustglimpse glimpses` is asked for; every field is also a flag, most of them those of Bench.
+
+    indices: the images shown, by their places in the data set; () to choose count of the first limit ones.
+    """
+
+    model: str | Classifier
+    indices: tuple[int, ...] = ()
+    count: int = 8
+    attack: str = "pgd"
+    steps: tuple[int, ...] = (16,)
+    eps: str = "4/255"
+    step_size: str = "1/255"
+    norm: Norm = "linf"
+    restarts: int = 1
+    protocol: str = "standard"
+    data: str | Dataset | None = None
+    split: str | None = None
+    data_dir: Path | None = None
+    size_px: int | None = None
+    download: bool = False
+    limit: int | None = 256
+    batch_size: int = 32
+    seed: int = 0
+    device: str = "auto"
+
+
+def find_cases(asked: Sheet) -> tuple[str, list[Case]]:
+    """Return what was done to which model, and the images asked for before and after it.
+
+    Else some that were fooled, some that stand and some that were wrong before: the first of their kind in
+    the data set's order, so that the same request shows the same.  Raises UserError for what cannot be asked.
+    """
+    if asked.count < 1:
+        raise UserError(f"count must be at least 1, got {asked.count}; for example --count 8")
+    if any(index < 0 for index in asked.indices):
+        raise UserError(f"an image's index must be from 0 up, got {min(asked.indices)}")
+    device = choose_device(asked.device)
+    shared = {field.name: getattr(asked, field.name) for field in fields(Bench) if hasattr(asked, field.name)}
+    shared |= {"models": (asked.model,), "attacks": (asked.attack,), "protocols": (asked.protocol,)}
+    if asked.indices:
+        shared["limit"] = max(asked.indices) + 1
+    _, work = plan_work(Bench(**shared), device)
+    title = _title(work, asked)
+    if asked.indices:
+        return title, [case for batch in _picked(work.dataset, asked) for case in _cases(work, batch, device)]
+    found: list[Case] = []
+    wanted = quotas(asked.count)
+    for batch in work.dataset.batches(asked.batch_size):
+        found += _cases(work, batch, device)
+        if all(sum(case.kind == kind for case in found) >= quota for kind, quota in wanted.items()):
+            break
+    return title, choose(found, asked.count)
+
+
+def _title(w: Work, asked: Sheet) -> str:
+    """Return "mgnet-r18 on glimpse-digits, PGD linf 4/255, 16 steps, standard"."""
+    assert w.plan is not None
+    steps = w.plan.steps[-1]
+    parts = [f"{w.cell.model} on {w.cell.data}", f"{w.plan.attack.name.upper()} {asked.norm} {asked.eps}"]
+    if steps > 1 and steps != evaluate.TO_THE_END:
+        parts.append(f"{steps} steps")
+    return ", ".join([*parts, asked.protocol])
+
+
+def _picked(dataset: Dataset, asked: Sheet) -> Iterator[Batch]:
+    """Yield the images asked for, in the order asked."""
+    last = len(dataset.labels) - 1
+    if max(asked.indices) > last:
+        raise UserError(f"{dataset.name} has images 0 to {last}, not {max(asked.indices)}")
+    for start in range(0, len(asked.indices), asked.batch_size):
+        index = np.array(asked.indices[start : start + asked.batch_size])
+        images, labels = torch.from_numpy(dataset.images[index]), torch.from_numpy(dataset.labels[index])
+        yield Batch(images, labels, torch.from_numpy(index))
+
+
+def _cases(w: Work, batch: Batch, device: str) -> Iterator[Case]:
+    """Yield every image of a batch, before and after the attack."""
+    assert w.plan is not None
+    _, shown = evaluate.attack_images(w.classifier, batch, w.plan, device=device)
+    before = looks(w.classifier, batch.images.to(device).float() / 255)
+    after = looks(w.classifier, shown)
+    labels = [w.classifier.classes[label] for label in batch.labels.tolist()]
+    for case in zip(batch.index.tolist(), labels, before, after, strict=True):
+        yield Case(*case)
+
+
+def looks(classifier: Classifier, x: Tensor) -> Sequence[Look]:
+    """Return what the network saw in each image, x f32 [B,3,H,W] in [0,1], and what it answered."""
+    with torch.no_grad():
+        exits, regions = classifier.exits(x), classifier.trace(x)
+    architecture = classifier.meta.get("architecture")
+    side = min(x.shape[2:])
+    side = side if architecture is None else architecture.glimpse_px(side)
+    glimpses = [_picture(look(x, region, side)) for region in regions]
+    answers, sure = exits.argmax(2).T.tolist(), confidence(exits).T.tolist()
+    return [
+        Look(
+            image, regions[:, i].double().cpu().numpy(), np.stack([glimpse[i] for glimpse in glimpses]),
+            tuple(classifier.classes[k] for k in answers[i]), tuple(sure[i]),
+        )
+        for i, image in enumerate(_picture(x))
+    ]  # fmt: skip
+
+
+def _picture(x: Tensor) -> NDArray[np.uint8]:
+    """Return images f32 [B,3,H,W] as u8 [B,H,W,3], cut to [0,1]."""
+    levels: NDArray[np.uint8] = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return levels

@@ -1,0 +1,119 @@
+"""Which images a glimpse sheet shows, and that it shows what the attack and the network did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from robustglimpse import cli, evaluate
+from robustglimpse.data import Dataset, from_tensors
+from robustglimpse.glimpses import Sheet, find_cases, looks
+from robustglimpse.models.mgnet import look
+from robustglimpse.records import Classifier, UserError
+from robustglimpse.runner import Bench, plan_work
+
+
+@pytest.fixture(scope="module")
+def answered(mgnet: Classifier, digits: Dataset) -> Dataset:
+    """Digits whose labels are what the untrained network says, but for every third: so some are right."""
+    x = torch.from_numpy(digits.images[:12]) / 255
+    with torch.no_grad():
+        labels = mgnet.logits(x).argmax(1)
+    labels[::3] = (labels[::3] + 1) % 10
+    return from_tensors(torch.from_numpy(digits.images[:12]), labels, name="answered", classes=digits.classes)
+
+
+def sheet(mgnet: Classifier, data: Dataset, **other: Any) -> Sheet:
+    return Sheet(mgnet, data=data, steps=(2,), limit=12, batch_size=5, device="cpu", **other)
+
+
+def test_looks_are_what_the_network_saw(mgnet: Classifier, digits: Dataset) -> None:
+    x = torch.from_numpy(digits.images[:3]) / 255
+    found = looks(mgnet, x)
+    regions, exits = mgnet.trace(x), mgnet.exits(x)
+    for i, one in enumerate(found):
+        assert np.array_equal(one.image, digits.images[i].transpose(1, 2, 0))
+        assert one.regions == pytest.approx(regions[:, i].numpy())
+        assert one.glimpses.shape == (3, 32, 32, 3)
+        seen = look(x[i : i + 1], regions[1, i : i + 1], 32)[0].permute(1, 2, 0) * 255
+        assert np.abs(one.glimpses[1] - seen.numpy()).max() <= 0.51
+        assert one.answers == tuple(mgnet.classes[k] for k in exits[:, i].argmax(1))
+        assert one.confidences == pytest.approx(exits[:, i].softmax(1).amax(1).tolist(), abs=1e-5)
+
+
+def test_a_sheet_of_one_glimpse_shows_the_whole_image(ffnet: Classifier, digits: Dataset) -> None:
+    (one,) = looks(ffnet, torch.from_numpy(digits.images[:1]) / 255)
+    assert one.regions.tolist() == [[1, 0, 0]]
+    assert np.abs(one.glimpses[0].astype(int) - one.image).max() <= 1
+
+
+def test_named_images_are_attacked_as_in_a_run(mgnet: Classifier, answered: Dataset) -> None:
+    title, cases = find_cases(sheet(mgnet, answered, indices=(7, 2)))
+    assert title == "tiny-mgnet on answered, PGD linf 4/255, 2 steps, standard"
+    assert [case.index for case in cases] == [7, 2]
+    _, work = plan_work(Bench((mgnet,), data=answered, steps=(2,), device="cpu"), "cpu")
+    assert work.plan is not None
+    batch = next(work.dataset.batches(12))
+    _, shown = evaluate.attack_images(mgnet, batch, work.plan, device="cpu")
+    for case in cases:
+        assert case.label == answered.classes[answered.labels[case.index]]
+        levels = (shown[case.index] * 255).round().permute(1, 2, 0).numpy()
+        # A gradient near 0 may turn its sign in another batch: a few pixels may differ.
+        assert (np.abs(case.attacked.image - levels) > 0.5).mean() < 0.05
+        assert np.abs(case.attacked.image.astype(int) - case.clean.image).max() <= 4
+
+
+def test_a_sheet_shows_some_of_each_kind(mgnet: Classifier, answered: Dataset) -> None:
+    _, cases = find_cases(sheet(mgnet, answered, count=5, eps="16/255", step_size="8/255"))
+    kinds = [case.kind for case in cases]
+    assert len(cases) == 5
+    assert kinds == sorted(kinds, key=["fooled", "stands", "wrong before"].index)
+    assert kinds.count("wrong before") >= 1
+    for case in cases:
+        is_same = np.array_equal(case.clean.image, case.attacked.image)
+        assert is_same == (case.kind == "wrong before"), "what was wrong before is not attacked"
+    again = find_cases(
+        replace(sheet(mgnet, answered, count=5, eps="16/255", step_size="8/255"), batch_size=12)
+    )
+    assert [case.index for case in again[1]] == [case.index for case in cases]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"count": 0}, "count must be at least 1, got 0"),
+        ({"indices": (3, -1)}, "from 0 up, got -1"),
+        ({"indices": (12,)}, "answered has images 0 to 11, not 12"),
+        ({"attack": "pdg"}, "did you mean 'pgd'?"),
+        ({"protocol": "standrad"}, "did you mean 'standard'?"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    mgnet: Classifier, answered: Dataset, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        find_cases(replace(sheet(mgnet, answered), **change))
+    assert message in str(refused.value)
+
+
+def test_the_command_draws_a_sheet(tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    arguments = f"glimpses --model mgnet-r18 --index 3 --index 1 --steps 1 --device cpu --out {out}"
+    done = CliRunner().invoke(cli.app, arguments.split(), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes().startswith(b"\x89PNG")
+    lines = done.stdout.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:4]] == ["3", "1"]
+    assert lines[-1] == str(out)
+
+
+def test_a_sheet_is_a_png_or_an_svg() -> None:
+    done = CliRunner().invoke(cli.app, ["glimpses", "--model", "mgnet-r18", "--out", "sheet.jpg"])
+    assert isinstance(done.exception, UserError)
+    assert "--out must end in .png or .svg, got 'sheet.jpg'" in str(done.exception)
