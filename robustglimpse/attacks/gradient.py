@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import ball, begin
-from robustglimpse.attacks.loss import INSTEAD, LOSSES, Objective, log_odds
+from robustglimpse.attacks.loss import INSTEAD, LOSSES, Objective, cross_entropy
 from robustglimpse.records import Threat
 from robustglimpse.registry import find
 from robustglimpse.rng import KeyedDraws
@@ -92,7 +92,7 @@ def mifgsm(
     x_adv = begin(allowed, x, draws, random_start, start)
     momentum = torch.zeros_like(x)
     for _ in range(steps):
-        _, gradient = slope(logits, x_adv, y, log_odds, eot=eot)
+        _, gradient = slope(logits, x_adv, y, cross_entropy, eot=eot)
         mean = gradient.abs().mean((1, 2, 3), keepdim=True)
         momentum = decay * momentum + gradient / mean.clamp_min(1e-30)
         x_adv = allowed.project(allowed.step(x_adv, momentum, step_size))

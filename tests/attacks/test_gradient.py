@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -107,3 +108,24 @@ def test_eot_changes_nothing_where_nothing_is_random() -> None:
         )
         for a, b in zip(once, often, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"), [(1.0, [1, 2, 3, 3]), (0.9, [1, 2, 3, 2]), (0.0, [1, 2, 1, 0])]
+)
+def test_momentum_is_a_decaying_sum_of_gradients_of_one_size(decay: float, expected: list[int]) -> None:
+    # Of unit mean the gradients are 1, 1, -1 and -1 in every pixel: with decay 1 they add up to 1, 2, 1 and
+    # 0, with 0.9 to 1, 1.9, 0.71 and -0.361.
+    sizes = iter([1.0, 100.0, -1.0, -1.0])
+
+    def logits(x: Tensor) -> Tensor:
+        score = (x.sum((1, 2, 3)) - 96) * next(sizes)
+        return torch.stack([-score / 2, score / 2], 1)
+
+    x, y = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, dtype=torch.int64)
+    run = mifgsm(
+        logits, x, y, Threat("linf", 0.3), KeyedDraws(0, torch.arange(1)), steps=4, step_size=0.0625,
+        decay=decay,
+    )  # fmt: skip
+    found = [float(x_adv.mean() - 0.5) / 0.0625 for x_adv in run]
+    assert found == pytest.approx(expected, abs=1e-5)

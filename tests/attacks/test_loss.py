@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from robustglimpse.attacks.loss import LOSSES, dlr, log_odds, margin, targeted_dlr, targeted_lead
+from robustglimpse.attacks.loss import (
+    LOSSES,
+    cross_entropy,
+    dlr,
+    log_odds,
+    margin,
+    targeted_dlr,
+    targeted_lead,
+)
 
 
 def test_log_odds_are_those_of_the_wrong_classes_together() -> None:
@@ -27,13 +35,17 @@ def test_log_odds_are_cross_entropy_on_a_longer_scale() -> None:
     torch.testing.assert_close(F.normalize(ours), F.normalize(theirs))
 
 
-def test_where_cross_entropy_has_no_gradient_left_log_odds_have() -> None:
-    logits = torch.tensor([[5000.0, 0.0, -300.0]], requires_grad=True)
-    y = torch.tensor([0])
-    (flat,) = torch.autograd.grad(F.cross_entropy(logits, y), logits)
-    (steep,) = torch.autograd.grad(log_odds(logits, y).sum(), logits)
-    assert not flat.any()
-    assert steep.tolist() == [[-1.0, 1.0, 0.0]]
+def test_cross_entropy_is_torchs_where_that_has_digits_and_goes_on_where_it_has_none() -> None:
+    y = torch.zeros(4, dtype=torch.int64)
+    logits = torch.tensor([[0.0, 0.0], [13.9, 0.0], [14.1, 0.0], [5000.0, 0.0]], requires_grad=True)
+    found, plain = cross_entropy(logits, y), F.cross_entropy(logits, y, reduction="none")
+    assert torch.equal(found[:2], plain[:2])
+    assert found.tolist() == sorted(found.tolist(), reverse=True)
+    assert len(set(found.tolist())) == 4
+    (steep,), (flat,) = (torch.autograd.grad(v.sum(), logits) for v in (found, plain))
+    assert torch.equal(steep[:2], flat[:2])
+    assert not flat[3].any(), "nothing is left of torch's"
+    assert steep[3].tolist() == [-1.0, 1.0]
 
 
 def test_targeted_lead_is_the_targets_over_the_true_class() -> None:
