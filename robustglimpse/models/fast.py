@@ -31,15 +31,18 @@ VOLUME_ROWS, VOLUME_IMAGES = 8, 4
 
 
 class FastMGNet(nn.Module):
-    """A network's answers: normalised images f32 [B,3,H,W], channels-last -> logits [T,B,K].
+    """A network's answers: normalised images f32 [B,3,S,S], channels-last -> logits [T,B,K].
 
-    It is at its fastest for the sizes it is made for, and right for all.  Weights are copies.
+    It is made for one size of images and one of batches, since kernels read weights laid out for another
+    very slowly: any number of images is taken batch_size at a time, the last ones filled up with zeros.
+    Weights are copies.
     """
 
     def __init__(self, network: MGNet, *, size_px: int, batch_size: int) -> None:
         super().__init__()
         network = zoo.frozen(network)
         self.architecture = network.architecture
+        self.shape = (batch_size, 3, size_px, size_px)
         self.backbone = _FastBackbone(network.backbone, self.architecture.glimpse_px(size_px), batch_size)
         self.attention = _FastAttention(network)
         self.norm = network.feat_fusion.norm
@@ -48,13 +51,25 @@ class FastMGNet(nn.Module):
 
     @torch.inference_mode()
     def forward(self, x: Tensor, *, glimpses: int | None = None) -> Tensor:
-        """Return the logits of every glimpse; glimpses: stop after that many."""
+        """Return the logits of every glimpse; glimpses: stop after that many.
+
+        Raises ValueError for images of another size than it is made for.
+        """
+        if x.shape[1:] != self.shape[1:]:
+            raise ValueError(f"made for images {list(self.shape[1:])}, got {list(x.shape[1:])}")
+        count = self.architecture.glimpses if glimpses is None else glimpses
+        size = self.shape[0]
+        if len(x) == size:
+            return self._logits(x, count)
+        filled = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -len(x) % size)).contiguous(memory_format=MAPS)
+        return torch.cat([self._logits(part, count) for part in torch.split(filled, size)], 1)[:, : len(x)]
+
+    def _logits(self, x: Tensor, count: int) -> Tensor:
         side = self.architecture.glimpse_px(min(x.shape[2:]))
         region = x.new_tensor([1.0, 0.0, 0.0]).expand(len(x), 3)
         glimpse = x if tuple(x.shape[2:]) == (side, side) else _look(x, region, side)
         seen: list[Tensor] = []
         logits = []
-        count = self.architecture.glimpses if glimpses is None else glimpses
         for t in range(count):
             feature = self.backbone(glimpse.contiguous(memory_format=MAPS))
             fused = torch.relu(self.norm(self.attention(torch.cat([feature, region], 1), seen)))
@@ -87,7 +102,7 @@ class _FastAttention(nn.Module):
         self.values = _linear(out @ v, out @ v_bias + mha.out_proj.bias)
 
     def forward(self, coded: Tensor, seen: list[Tensor]) -> Tensor:
-        """Return what the newest coded feature [B,W] attends to; what stands for it in seen is added there."""
+        """Return what the newest coded feature [B,W] attends to; seen keeps what later ones need of it."""
         width = coded.shape[1]
         seen.append(torch.cat([coded, self.values(coded)], 1))
         if len(seen) == 1:
