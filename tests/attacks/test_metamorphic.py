@@ -101,6 +101,23 @@ def test_batches_and_their_order_change_nothing(name: str, norm: Norm) -> None:
         np.testing.assert_array_equal(joined[column][back], whole[column], err_msg=column)
 
 
+@pairs(*(name for name, row in ATTACKS.items() if not row.parts))
+def test_samples_that_are_let_go_change_nothing_for_the_others(name: str, norm: Norm) -> None:
+    model = network()
+    batch = images(model)
+    plan = make_plan(call_of(name, EPS[norm]), Threat(norm, EPS[norm]))
+    x, draws = batch.images / 255, KeyedDraws(0, batch.index)
+    whole = list(start_attack(plan, model.logits, x, batch.labels, draws))
+    run = start_attack(plan, model.logits, x, batch.labels, draws)
+    generator = torch.Generator().manual_seed(4)
+    rows, keep = batch.index, None
+    for x_adv in whole:
+        assert torch.equal(run.send(keep), x_adv[rows])
+        keep = torch.rand(len(rows), generator=generator) < 0.95
+        keep[0] = True
+        rows = rows[keep]
+
+
 @pairs()
 def test_a_wider_ball_never_holds_fewer_adversarials(name: str, norm: Norm) -> None:
     model = network()
