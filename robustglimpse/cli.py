@@ -63,6 +63,13 @@ class StoreChoice(StrEnum):
     jpeg85 = "jpeg85"
 
 
+class PrecisionChoice(StrEnum):
+    """What training computes in."""
+
+    f32 = "f32"
+    bf16 = "bf16"
+
+
 class ProfileFormat(StrEnum):
     """How costs are printed."""
 
@@ -860,6 +867,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Where it is kept.  [default: runs/train/RECIPE]")] = None,
     data_dir: DataDir = None,
     epochs: Annotated[int | None, typer.Option(help="Another budget than the recipe's.")] = None,
+    precision: Annotated[
+        PrecisionChoice | None, typer.Option(help="Another than the recipe's; bf16 is mixed precision.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train a model from a recipe; the same command goes on after a stop, to the same weights.
@@ -869,15 +879,24 @@ def train(
         robustglimpse train mgnet-r18-glimpse-digits
 
         robustglimpse train mgnet-r18-tiny-imagenet-20 --data-dir tiny-imagenet-200.zip --epochs 5
+
+    On every GPU of a machine: torchrun --nproc-per-node gpu -m robustglimpse train mgnet-r18-imagenet100
+    --data-dir ImageNet100
     """
+    import os
+
     from robustglimpse.runner import choose_device
     from robustglimpse.train import load_recipe
     from robustglimpse.train import train as run
 
     loaded = load_recipe(recipe)
     folder = out or Path("runs/train") / Path(recipe).stem
-    path = run(loaded, folder, data_dir=data_dir, device=choose_device(device), epochs=epochs)
-    print(f"{path}\n{folder / 'log.csv'}")
+    path = run(
+        loaded, folder, data_dir=data_dir, device=choose_device(device), epochs=epochs,
+        precision=precision.value if precision else None,
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several of this process
+        print(f"{path}\n{folder / 'log.csv'}")
 
 
 @app.command("import-checkpoint")
@@ -990,6 +1009,11 @@ def _listing(what: Listing) -> tuple[list[str], list[tuple[Any, ...]]]:
         return ["protocol", "what", "verdicts"], [
             (name, row.summary, ", ".join(row.judges)) for name, row in PROTOCOLS.items()
         ]
-    from robustglimpse.recipes import names
+    from robustglimpse.recipes import summaries
 
-    return ["recipe"], [(name,) for name in names()]
+    header = ["recipe", "model", "data", "epochs", "MACs", "GPU-hours at 4 TMAC/s", "core-hours at 40 GMAC/s"]
+    return header, [
+        (row.name, row.model, row.dataset, row.epochs, f"{row.macs:.1e}", f"{row.gpu_hours:g}",
+         f"{row.core_hours:g}")
+        for row in summaries()
+    ]  # fmt: skip

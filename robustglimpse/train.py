@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import time
 import tomllib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
@@ -28,6 +30,7 @@ from robustglimpse.progress import Progress, progress
 from robustglimpse.records import Threat, UserError
 from robustglimpse.registry import Call, parse_call, resolve, unknown
 from robustglimpse.rng import KeyedDraws
+from robustglimpse.team import Team, gather
 
 # How TOML spells the types of a recipe's fields; all others are strings.
 TOML_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -44,9 +47,11 @@ class Recipe:
     alpha: weight of the glimpse classifier's loss (eq. 6); 0 trains without one.
     start_from: a checkpoint (name or .safetensors) whose backbone this one starts with; "" for none.
     lr: the peak of the one-cycle schedule, reached after `warmup` (a fraction) of the steps.
-    clip_norm: the gradient of all weights together is shortened to this norm.
+    clip_norm: the gradient of all weights together is shortened to this norm; inf leaves it.
     attack: every batch is attacked before it is learned (adversarial training, Madry et al. 2018): a call
         such as "pgd(eps=8/255, step_size=4/255, steps=3)", in [0,1] pixel units; "" for none.
+    optimizer: "sgd" is the paper's, with momentum; "adamw" does not decay norms and biases.
+    batch_size: of all processes together.
     precision: "bf16" runs convolutions and products in bfloat16; weights stay f32.
     """
 
@@ -126,40 +131,76 @@ def train(
     data_dir: Path | None = None,
     device: str = "cpu",
     epochs: int | None = None,
+    precision: Literal["f32", "bf16"] | None = None,
 ) -> Path:
     """Train to the recipe's end and return the checkpoint, out/model.safetensors.
 
     Goes on from out/last.pt where an earlier run of the same recipe was stopped; the weights come out
     the same as without the stop.  out/log.csv has a row for every epoch.
-    epochs: a shorter budget than the recipe's.  Raises UserError where out holds another recipe's run.
+    Under torchrun its processes share every batch, on a GPU each where device is "cuda".
+    epochs, precision: others than the recipe's.  Raises UserError where out holds another recipe's run.
     """
-    recipe = recipe if epochs is None else Recipe(**{**asdict(recipe), "epochs": epochs})
+    asked: dict[str, Any] = {"epochs": epochs, "precision": precision}
+    recipe = replace(recipe, **{key: value for key, value in asked.items() if value is not None})
+    with gather(device) as team:
+        _check(recipe, team)
+        with team.first_before_others():
+            dataset = load_data(recipe.dataset, split=recipe.train_split, data_dir=data_dir)
+            test = load_data(recipe.dataset, split=recipe.test_split, data_dir=data_dir)
+        run = _Run(recipe, dataset, team)
+        run.resume(out / "last.pt")
+        steps = recipe.epochs * run.steps_per_epoch
+        shown = progress(steps, recipe.model) if team.is_first else _silence()
+        with shown as report:
+            for epoch in range(run.epochs_done, recipe.epochs):
+                start = time.perf_counter()
+                loss = run.epoch(epoch, report)
+                accuracy = run.accuracy(test)
+                run.rows.append([epoch + 1, round(loss, 5), *accuracy, round(time.perf_counter() - start, 1)])
+                if team.is_first:
+                    zoo.save_training_state(out / "last.pt", run.state())
+                    zoo.write_atomically(out / "log.csv", run.log().encode())
+        return run.export(out / "model.safetensors", test)
+
+
+def _check(recipe: Recipe, team: Team) -> None:
+    """Raise UserError for numbers that nothing can be trained with; tell of a precision that will be slow."""
     if recipe.epochs < 1 or recipe.batch_size < 2:
         raise UserError(
             f"epochs must be at least 1 and batch_size 2, got {recipe.epochs} and {recipe.batch_size}"
         )
-    dataset = load_data(recipe.dataset, split=recipe.train_split, data_dir=data_dir)
-    test = load_data(recipe.dataset, split=recipe.test_split, data_dir=data_dir)
-    run = _Run(recipe, dataset, torch.device(device))
-    run.resume(out / "last.pt")
-    with progress(recipe.epochs * run.steps_per_epoch, recipe.model) as report:
-        for epoch in range(run.epochs_done, recipe.epochs):
-            start = time.perf_counter()
-            loss = run.epoch(epoch, report)
-            accuracy = run.accuracy(test)
-            run.rows.append([epoch + 1, round(loss, 5), *accuracy, round(time.perf_counter() - start, 1)])
-            zoo.save_training_state(out / "last.pt", run.state())
-            zoo.write_atomically(out / "log.csv", run.log().encode())
-    return run.export(out / "model.safetensors", test)
+    if recipe.batch_size % team.size or recipe.batch_size < 2 * team.size:
+        raise UserError(
+            f"batch_size {recipe.batch_size} cannot be shared by {team.size} processes, 2 images or more "
+            "each; start another number of them, or change it in a copy of the recipe"
+        )
+    is_slow = recipe.precision == "bf16" and team.device.type == "cpu" and not _has_bf16_units()
+    if is_slow and team.is_first:
+        print(
+            "this processor has no units for bf16 and imitates them, some ten times slower than f32; "
+            "--precision f32 trains in f32",
+            file=sys.stderr,
+        )
+
+
+def _has_bf16_units() -> bool:
+    """Return whether oneDNN, which computes convolutions on the CPU, has bf16 arithmetic here."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def _silence() -> Iterator[Progress]:
+    """Yield what takes reports and shows none."""
+    yield lambda done, note="": None
 
 
 class _Run:
     """A network in training: what one epoch changes, and what a resume needs."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, team: Team) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device = recipe, device
-        self.images = torch.from_numpy(dataset.images)
+        self.recipe, self.team, self.device = recipe, team, team.device
+        self.images = dataset.images  # mapped from a file, where they come from files
         self.labels = torch.from_numpy(dataset.labels)
         self.classes = dataset.classes
         self.augment = pipeline(recipe.augment)
@@ -173,7 +214,10 @@ class _Run:
         network = MGNet(architecture, glimpse_head=recipe.alpha > 0)
         if recipe.start_from:
             zoo.start_backbone_(network, recipe.start_from)
-        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        learner = _Learner(self.network, recipe)
+        # A network of one glimpse has no use for its localisation network.
+        self.learner = team.joined(learner, some_unused=recipe.glimpses == 1)
         self.optimizer = _optimizer(self.network, recipe)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
@@ -194,22 +238,26 @@ class _Run:
         self.network.train()
         size = self.recipe.batch_size
         order = torch.randperm(len(self.labels))
+        if self.team.size > 1:  # all have drawn the same order, and each its own augmentations
+            torch.manual_seed(torch.initial_seed() * self.team.size + self.team.rank)
         total = 0.0
         for step in range(self.steps_per_epoch):
-            rows = order[step * size : (step + 1) * size]
-            x = self.augment(self.images[rows]).to(self.device).float() / 255
+            rows = self.team.share(order[step * size : (step + 1) * size])
+            images = torch.from_numpy(self.images[rows.numpy()]).to(self.device)
+            x = self.augment(images).float() / 255
             y = self.labels[rows].to(self.device)
             if self.hardener is not None:
                 x = self._attacked(x, y, KeyedDraws(self.recipe.seed, rows, f"epoch {epoch}"))
-            loss = self._loss(x, y)
+            loss = self.learner(self._normalised(x), y)
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
             self.optimizer.step()
             self.schedule.step()
             total += loss.item()
             report(epoch * self.steps_per_epoch + step + 1, f"loss {total / (step + 1):.3f}")
-        return total / self.steps_per_epoch
+        (total,) = self.team.sum([total])
+        return total / self.steps_per_epoch / self.team.size
 
     def _attacked(self, x: Tensor, y: Tensor, draws: KeyedDraws) -> Tensor:
         """Return the last iterate of the recipe's attack on the network as it would be used."""
@@ -221,14 +269,6 @@ class _Run:
         self.network.train()
         return x
 
-    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
-        recipe = self.recipe
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            glimpses = self.network(self._normalised(x))
-            head = self.network.glimpse_fc
-            own = head(glimpses.features.flatten(0, 1)) if head is not None else None
-            return training_loss(glimpses, own, y, alpha=recipe.alpha, label_smoothing=recipe.label_smoothing)
-
     def _normalised(self, x: Tensor) -> Tensor:
         """Return [0,1] images as the network takes them."""
         mean = x.new_tensor(zoo.IMAGENET_MEAN)[:, None, None]
@@ -239,15 +279,20 @@ class _Run:
     def accuracy(self, dataset: Dataset) -> list[float]:
         """Return the share of the images that each exit classifies correctly, in f32."""
         self.network.eval()
+        # Each process has seen other images: the first one's batch-norm statistics are the network's.
+        self.team.copy_first_(self.network.buffers())
         correct = torch.zeros(self.recipe.glimpses)
-        for batch in dataset.batches(128):
+        for k, batch in enumerate(dataset.batches(128)):
+            if k % self.team.size != self.team.rank:
+                continue
             logits = self.network(self._normalised(batch.images.to(self.device).float() / 255)).logits.cpu()
             correct += (logits.argmax(2) == batch.labels).sum(1)
-        return [round(float(c) / len(dataset.labels), 6) for c in correct]
+        return [round(c / len(dataset.labels), 6) for c in self.team.sum(correct.tolist())]
 
     def state(self) -> dict[str, Any]:
         return {
             "recipe": {**asdict(self.recipe), "augment": list(self.recipe.augment)},
+            "processes": self.team.size,
             "rows": self.rows,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -264,6 +309,12 @@ class _Run:
             changed = sorted(k for k in ours if ours[k] != state["recipe"].get(k))
             raise UserError(
                 f"{path} is of another recipe ({', '.join(changed)} differ); choose another --out"
+            )
+        before = state.get("processes", 1)
+        if before != self.team.size:
+            raise UserError(
+                f"{path} is of a run with {before} processes, not {self.team.size}, and would end in other "
+                "weights; start as many as before, or choose another --out"
             )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -294,8 +345,26 @@ class _Run:
             accuracy=tuple(self.accuracy(test)),
         )
         inference = {name: t for name, t in state.items() if not name.startswith("glimpse_fc.")}
-        zoo.save_checkpoint(path, inference, card)
+        if self.team.is_first:
+            zoo.save_checkpoint(path, inference, card)
+        self.team.wait()
         return path
+
+
+class _Learner(nn.Module):
+    """A network and its loss in one, as a team wants them: normalised images and labels -> loss."""
+
+    def __init__(self, network: MGNet, recipe: Recipe) -> None:
+        super().__init__()
+        self.network, self.recipe = network, recipe
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        recipe = self.recipe
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            glimpses = self.network(x)
+            head = self.network.glimpse_fc
+            own = head(glimpses.features.flatten(0, 1)) if head is not None else None
+            return training_loss(glimpses, own, y, alpha=recipe.alpha, label_smoothing=recipe.label_smoothing)
 
 
 def _hardener(text: str) -> tuple[Callable[..., Iterates], Threat]:
@@ -315,15 +384,17 @@ def _hardener(text: str) -> tuple[Callable[..., Iterates], Threat]:
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer; norms and biases are not decayed."""
+    """Return the recipe's optimizer."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, fused=True
+        )
+    if recipe.optimizer != "adamw":
+        raise UserError(f"optimizer must be sgd or adamw, got {recipe.optimizer!r}")
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, recipe.lr, fused=True)
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True, fused=True)
-    raise UserError(f"optimizer must be sgd or adamw, got {recipe.optimizer!r}")
+    return torch.optim.AdamW(groups, recipe.lr, fused=True)

@@ -33,7 +33,7 @@ LAYERS = [
     ],
     ["evaluate", "store", "stats", "cost", "policy"],
     ["models", "data", "attacks", "corruptions", "recipes"],
-    ["registry", "rng", "progress", "extras"],
+    ["registry", "rng", "progress", "team", "extras"],
     ["records", "__init__"],
 ]
 ROOMS = {
@@ -121,7 +121,7 @@ def test_heavy_packages_load_inside_the_function_that_needs_them(path: Path) -> 
         ["corruptions", "--help"],
         ["doctor", "--help"],
         ["doctor", "rich"],
-        *(["list", what] for what in ("models", "attacks", "corruptions", "data")),
+        *(["list", what] for what in ("models", "attacks", "corruptions", "data", "recipes")),
     ],
 )
 def test_help_and_list_start_without_torch(arguments: list[str]) -> None:

@@ -10,17 +10,23 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from robustglimpse import recipes
 from robustglimpse import train as module
+from robustglimpse.cost import gmacs_per_exit
 from robustglimpse.data import Dataset
 from robustglimpse.models import load_model, zoo
 from robustglimpse.models.backbones import default_gradient_scale
 from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet
 from robustglimpse.records import UserError
+from robustglimpse.registry import parse_call
+from robustglimpse.report.table1 import published
 from robustglimpse.rng import KeyedDraws
+from robustglimpse.team import Team
 from robustglimpse.train import Recipe, load_recipe, train, training_loss
 
 TINY = Recipe(
@@ -204,7 +210,133 @@ def test_an_unknown_optimizer_is_refused(tmp_path: Path) -> None:
         train(replace(TINY, optimizer="adam"), tmp_path)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("tiny_data")
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    for epochs, batch_size in ((0, 32), (1, 1)):
+        with pytest.raises(UserError, match=f"at least 1 and batch_size 2, got {epochs} and {batch_size}"):
+            train(replace(TINY, batch_size=batch_size), tmp_path, epochs=epochs)
+
+
+@pytest.mark.usefixtures("tiny_data")
+@pytest.mark.parametrize("has_units", [True, False])
+def test_bf16_that_would_be_imitated_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has_units: bool
+) -> None:
+    monkeypatch.setattr(module, "_has_bf16_units", lambda: has_units)
+    monkeypatch.setattr(module, "_Run", None)  # what comes after the note
+    with pytest.raises(TypeError):
+        train(replace(TINY, precision="bf16"), tmp_path)
+    assert ("no units for bf16" in capsys.readouterr().err) is not has_units
+    with pytest.raises(TypeError):
+        train(replace(TINY, precision="bf16"), tmp_path, precision="f32")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_papers_optimizer_decays_every_weight() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    sgd = module._optimizer(network, replace(TINY, optimizer="sgd", lr=0.1, weight_decay=1e-4))
+    (group,) = sgd.param_groups
+    assert len(group["params"]) == 4
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, False, 1e-4)
+    adamw = module._optimizer(network, TINY)
+    assert [(len(g["params"]), g["weight_decay"]) for g in adamw.param_groups] == [(1, 0.05), (3, 0.0)]
+
+
 # Recipes
+
+
+PAPERS = [name for name in recipes.names() if name.endswith(("-imagenet100", "-tiny-imagenet"))]
+
+
+def save_images(folder: Path, count: int, size_px: tuple[int, int]) -> list[str]:
+    """Write noise as JPEG files and return their names."""
+    folder.mkdir(parents=True)
+    names = [f"{folder.parent.name}_{k}.JPEG" for k in range(count)]
+    for k, name in enumerate(names):
+        pixels = np.random.default_rng(k).integers(0, 256, (*size_px, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return names
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """ImageNet100 and Tiny ImageNet in their layouts, with two classes of one image, by name."""
+    root = tmp_path_factory.mktemp("layouts")
+    annotations = []
+    for k, wnid in enumerate(("n01443537", "n01629819")):
+        for split, size in (("train", (260, 300)), ("val", (300, 240))):
+            save_images(root / "imagenet100" / split / wnid, 1, size)
+        save_images(root / "tiny-imagenet" / "train" / wnid / "images", 1, (64, 64))
+        (name,) = save_images(root / "tiny-imagenet" / "val" / f"part{k}", 1, (64, 64))
+        (root / "tiny-imagenet" / "val" / "images").mkdir(exist_ok=True)
+        (root / "tiny-imagenet" / "val" / f"part{k}" / name).rename(
+            root / "tiny-imagenet" / "val" / "images" / f"val_{k}.JPEG"
+        )
+        annotations.append(f"val_{k}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (root / "tiny-imagenet" / "val" / "val_annotations.txt").write_text("".join(annotations))
+    return {name: root / name for name in ("imagenet100", "tiny-imagenet")}
+
+
+def test_the_papers_networks_have_recipes() -> None:
+    made = {(r.backbone, "mgnet" if r.glimpses > 1 else "ffnet", r.dataset) for r in map(load_recipe, PAPERS)}
+    tables = {"table1": "imagenet100", "table3": "tiny-imagenet"}
+    assert made == {
+        (row.backbone, row.network, tables[row.table]) for row in published() if row.table in tables
+    }
+    for recipe in map(load_recipe, PAPERS):
+        glimpses = {"imagenet100": (4, "7/3"), "tiny-imagenet": (3, "2")}[recipe.dataset]
+        assert (recipe.glimpses, recipe.downsample) == ((1, "1") if recipe.alpha == 0 else glimpses)
+        assert (recipe.epochs, recipe.batch_size, recipe.lr) == (400, 256, 0.1)
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_paper_recipe_learns_from_its_layout(name: str, layouts: dict[str, Path]) -> None:
+    recipe = replace(load_recipe(name), epochs=2, batch_size=2)
+    data = module.load_data(recipe.dataset, split=recipe.train_split, data_dir=layouts[recipe.dataset])
+    assert (
+        data.images.shape[1:] == {"imagenet100": (3, 256, 256), "tiny-imagenet": (3, 64, 64)}[recipe.dataset]
+    )
+    assert isinstance(data.images, np.memmap)
+    run = module._Run(recipe, data, Team(0, 1, torch.device("cpu")))
+    seen: list[torch.Size] = []
+    run.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    before = run.network.backbone.conv1.weight.detach().clone()
+    loss = run.epoch(0, lambda done, note="": None)
+    assert loss == pytest.approx(log(2), abs=1.5)
+    assert not torch.equal(run.network.backbone.conv1.weight, before)
+    side = {"imagenet100": 224, "tiny-imagenet": 64}[recipe.dataset]
+    assert seen == [(2, 3, side, side)]
+
+
+@pytest.mark.parametrize("name", ["mgnet-r18-imagenet100", "mgnet-r18-nopool-tiny-imagenet"])
+def test_a_paper_recipe_ends_in_a_model(name: str, layouts: dict[str, Path], tmp_path: Path) -> None:
+    recipe = replace(load_recipe(name), batch_size=2)
+    made = load_model(str(train(recipe, tmp_path, data_dir=layouts[recipe.dataset], epochs=2)))
+    assert made.classes == ("n01443537", "n01629819")
+    assert made.size_px == {"imagenet100": 224, "tiny-imagenet": 64}[recipe.dataset]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipes_comment_says_what_it_costs(name: str) -> None:
+    recipe, said = load_recipe(name), recipes.summary(name, recipes.read(name))
+    size = {"imagenet100": 224}.get(recipe.dataset, 64)
+    classes, images = {
+        "glimpse-digits": (10, 10_000), "tiny-imagenet-20": (20, 10_000), "tiny-imagenet": (200, 100_000),
+        "imagenet100": (100, 127_000),
+    }[said.dataset]  # fmt: skip
+    architecture = Architecture(recipe.backbone, recipe.glimpses, recipe.downsample, classes, 0.01)
+    assert said.gmacs == pytest.approx(gmacs_per_exit(architecture, size)[-1], rel=0.005)
+    steps = parse_call(recipe.attack).get("steps", 0) if recipe.attack else 0
+    assert (said.images, said.epochs, said.passes) == (images, recipe.epochs, 3 + 2 * steps)
+    macs = said.gmacs * 1e9 * images * recipe.epochs * said.passes
+    assert said.macs == pytest.approx(macs, rel=0.06)
+    assert said.gpu_hours == pytest.approx(macs / recipes.GPU_RATE / 3600, rel=0.06)
+    assert said.core_hours == pytest.approx(macs / recipes.CORE_RATE / 3600, rel=0.06)
+
+
+def test_a_recipe_that_says_nothing_of_its_cost_is_named() -> None:
+    with pytest.raises(UserError, match="mine: its comment has no line '# Cost"):
+        recipes.summary("mine", "epochs = 3")
 
 
 def written(path: Path, **changes: Any) -> Path:

@@ -46,6 +46,11 @@ DATASETS: dict[str, DatasetRow] = {
         "imagefolder:PATH",
         "any folder of class folders; resized to 8/7 of the size, then centre-cropped",
     ),
+    "imagenet100": DatasetRow(
+        "robustglimpse.data.folders:imagenet100", "its folders", 224, "val",
+        "--data-dir: train/WNID/ and val/WNID/ below it",
+        "100 classes of ImageNet; to train on, squares of 256 px (25 GB decoded, mapped from the cache)",
+    ),
     "cifar10": DatasetRow(
         "robustglimpse.data.folders:cifar10", "10", 32, "test",
         "--data-dir: its python or binary batches (or --download)",

@@ -25,7 +25,9 @@ class AugmentRow:
 AUGMENTS: dict[str, AugmentRow] = {
     "shift": AugmentRow("robustglimpse.data.augment:shift", "moved by up to `pixels`, edges repeated"),
     "flip": AugmentRow("robustglimpse.data.augment:flip", "mirrored half of the time"),
-    "crop": AugmentRow("robustglimpse.data.augment:crop", "a part of at least `area`, resized back"),
+    "crop": AugmentRow(
+        "robustglimpse.data.augment:crop", "a part of at least `area`, resized back or to `size_px`"
+    ),
     "autoaugment": AugmentRow("robustglimpse.data.augment:autoaugment", "AutoAugment's ImageNet policy"),
 }
 
@@ -65,16 +67,17 @@ def flip(images: Tensor) -> Tensor:
     """Return the images, each mirrored with probability one half."""
     import torch
 
-    mirrored = torch.rand(len(images)) < 0.5
+    mirrored = (torch.rand(len(images)) < 0.5).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def crop(images: Tensor, *, area: float) -> Tensor:
-    """Return a random part of each image, `area` to 1 of it, sides 3:4 to 4:3, at the old size."""
+def crop(images: Tensor, *, area: float, size_px: int | None = None) -> Tensor:
+    """Return a random part of each image, `area` to 1 of it, sides 3:4 to 4:3, at the old size or size_px."""
     import torch
     from torchvision.transforms import v2
 
-    transform = v2.RandomResizedCrop(tuple(images.shape[2:]), scale=(area, 1.0), antialias=True)
+    size = tuple(images.shape[2:]) if size_px is None else (size_px, size_px)
+    transform = v2.RandomResizedCrop(size, scale=(area, 1.0), antialias=True)
     return torch.stack([transform(image) for image in images])
 
 

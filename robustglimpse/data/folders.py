@@ -94,11 +94,35 @@ def image_folder(
     if data_dir is None:
         raise UserError("an image folder needs its path; give it as --data imagefolder:PATH")
     root = data_dir / split if split else data_dir
+    name = f"imagefolder:{root.resolve().name}"
+    return _class_folders(root, name, split, limit, _resize_crop(size_px))
+
+
+def imagenet100(
+    *, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool
+) -> Dataset:
+    """Return the split train or val of a folder that holds both, each with a folder for every class.
+
+    val: as an image folder.  train: the centre square, 8/7 of size_px wide, for the random crops of training.
+    """
+    if split not in ("train", "val"):
+        raise UserError(f"imagenet100 has the splits train and val, not {split!r}")
+    if data_dir is None:
+        raise UserError(
+            "imagenet100 needs its folder: give --data-dir PATH, with train/WNID and val/WNID in it"
+        )
+    prepare = _resize_crop(size_px) if split == "val" else _square(round(size_px * RESIZE_RATIO))
+    return _class_folders(data_dir / split, "imagenet100", split, limit, prepare)
+
+
+def _class_folders(
+    root: Path, name: str, split: str, limit: int | None, prepare: tuple[str, Callable[[Image], Image]]
+) -> Dataset:
+    """Return the images below root, each of the class that its folder is named for."""
     source, files = folder_images(root)
     samples = [Sample(file, PurePosixPath(file).parts[0]) for file in files]
     classes = tuple(sorted({s.wnid for s in samples}))
-    name = f"imagefolder:{root.resolve().name}"
-    return decode(source, name, split, samples, classes, limit, _resize_crop(size_px))
+    return decode(source, name, split, samples, classes, limit, prepare)
 
 
 def folder_images(root: Path) -> tuple[FolderSource, list[str]]:
@@ -385,11 +409,17 @@ def _exactly(size_px: int) -> tuple[str, Callable[[Image], Image]]:
 
 
 def _resize_crop(size_px: int) -> tuple[str, Callable[[Image], Image]]:
+    return _square(size_px, resized_px=round(size_px * RESIZE_RATIO))
+
+
+def _square(size_px: int, *, resized_px: int | None = None) -> tuple[str, Callable[[Image], Image]]:
+    """Return what resizes an image's shorter side to resized_px, or size_px, and cuts its centre out."""
     from torchvision.transforms import functional as tv
 
+    side = resized_px or size_px
+
     def prepare(image: Image) -> Image:
-        resized = tv.resize(image, [round(size_px * RESIZE_RATIO)])
-        cropped: Image = tv.center_crop(resized, [size_px, size_px])
+        cropped: Image = tv.center_crop(tv.resize(image, [side]), [size_px, size_px])
         return cropped
 
-    return f"resize {round(size_px * RESIZE_RATIO)} crop {size_px}", prepare
+    return f"resize {side} crop {size_px}", prepare

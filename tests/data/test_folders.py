@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from robustglimpse.data import Dataset, folders, load_data
+from robustglimpse.data.augment import pipeline
 from robustglimpse.records import Classifier, UserError
 from robustglimpse.runner import match_classes
 
@@ -211,6 +213,32 @@ def test_an_image_folder_takes_classes_in_turn(tmp_path: Path) -> None:
     first = load_data("imagefolder", data_dir=tmp_path, size_px=32, limit=4)
     assert np.array_equal(first.images, data.images[:4])
     assert (len(first.labels), first.total) == (4, 6)
+
+
+def test_imagenet100_keeps_the_square_that_training_crops_from(tmp_path: Path) -> None:
+    from torchvision import transforms
+
+    wide = save_image(tmp_path / "train" / "n1" / "0.png", 300, 256)
+    tall = save_image(tmp_path / "val" / "n1" / "0.png", 256, 270, seed=1)
+    train = load_data("imagenet100", split="train", data_dir=tmp_path)
+    assert np.array_equal(train.images[0].transpose(1, 2, 0), wide[:, 22:278])  # 256 x 256, nothing resized
+    val = load_data("imagenet100", data_dir=tmp_path)
+    assert (val.name, val.split, val.classes) == ("imagenet100", "val", ("n1",))
+    assert np.array_equal(val.images[0].transpose(1, 2, 0), tall[23:247, 16:240])
+    assert load_data("imagenet100", split="train", data_dir=tmp_path, size_px=56).images.shape[2:] == (64, 64)
+    # The crop of training is then the size that the network is judged at.
+    crop = pipeline(["crop(area=0.08, size_px=224)"])(torch.from_numpy(np.array(train.images)))
+    assert crop.shape == (1, 3, 224, 224)
+    centre = transforms.CenterCrop(224)(Image.fromarray(wide))
+    assert not np.array_equal(crop[0].permute(1, 2, 0).numpy(), np.asarray(centre))
+
+
+def test_whatever_imagenet100_lacks_is_named(tmp_path: Path) -> None:
+    assert "splits train and val, not 'test'" in refusal(lambda: load_data("imagenet100", split="test"))
+    assert "give --data-dir PATH, with train/WNID" in refusal(lambda: load_data("imagenet100"))
+    assert f"{tmp_path / 'val'}: no such folder" in refusal(
+        lambda: load_data("imagenet100", data_dir=tmp_path)
+    )
 
 
 def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
