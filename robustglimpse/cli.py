@@ -960,7 +960,12 @@ def list_(what: Annotated[Listing, typer.Argument(help="Which table.")]) -> None
     if what is Listing.models:
         from robustglimpse.models import SOURCES
 
-        print("\nand from outside, with options in brackets:\n")
+        print(
+            "\ntrainable: by robustglimpse train RECIPE (robustglimpse list recipes);\n"
+            "importable: also from a checkpoint of the authors' code (robustglimpse import-checkpoint).\n"
+            "Naming one without weights at hand says where to put them.\n\n"
+            "And from outside, with options in brackets:\n"
+        )
         _print_table(
             ["for example", "needs", "what"], [(s.example, s.needs, s.summary) for s in SOURCES.values()]
         )
@@ -979,11 +984,25 @@ def _print_table(header: list[str], rows: list[tuple[Any, ...]]) -> None:
 def _listing(what: Listing) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Return a table's header and rows."""
     if what is Listing.models:
-        from robustglimpse.models import models
+        from robustglimpse.models import find_file, models
 
-        return ["model", "backbone", "T", "M", "data", "px", "MB", "clean accuracy per exit"], [
-            (m.name, m.backbone, m.glimpses, m.downsample, m.dataset, m.size_px, round(m.bytes / 1e6),
-             " ".join(f"{100 * a:.1f}" for a in m.accuracy))
+        header = [
+            "model",
+            "backbone",
+            "T",
+            "M",
+            "data",
+            "px",
+            "params M",
+            "GMACs",
+            "clean accuracy per exit",
+            "source",
+        ]
+        return header, [
+            (m.name, m.backbone, m.glimpses, m.downsample, m.dataset, m.size_px, f"{m.params / 1e6:.1f}",
+             f"{m.gmacs[-1]:.3g}", " ".join(f"{100 * a:.1f}" for a in m.accuracy),
+             m.source if (m.source == "bundled") == (find_file(m) is not None) else
+             "bundled, not here" if m.source == "bundled" else f"{m.source}, at hand")
             for m in models().values()
         ]  # fmt: skip
     if what is Listing.attacks:

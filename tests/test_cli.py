@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from robustglimpse import cli
-from robustglimpse.models import zoo
+from robustglimpse import cli, models
 
-WEIGHTS = zoo.WEIGHTS / "mgnet-r18-glimpse-digits.safetensors"
+WEIGHTS = models.WEIGHTS / "mgnet-r18-glimpse-digits.safetensors"
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_a_checkpoint_with_one_byte_changed_is_refused(
     content = bytearray(WEIGHTS.read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / WEIGHTS.name).write_bytes(content)
-    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(models, "WEIGHTS", tmp_path)
     from robustglimpse.models import load_model
     from robustglimpse.records import UserError
 

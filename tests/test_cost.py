@@ -25,7 +25,7 @@ from robustglimpse.cost import (
     subject,
     timings,
 )
-from robustglimpse.models import zoo
+from robustglimpse.models import WEIGHTS, zoo
 from robustglimpse.models.mgnet import Architecture, MGNet, bare_architecture, look
 from robustglimpse.records import UserError
 from robustglimpse.report import table1
@@ -284,7 +284,7 @@ def test_what_a_bare_architecture_leaves_out_is_the_papers() -> None:
 def test_without_options_a_name_is_a_checkpoint() -> None:
     made = subject("ffnet-r18")
     assert (made.size_px, made.network.architecture.classes) == (64, 10)
-    state, _, _ = zoo.read_checkpoint(zoo.WEIGHTS / "ffnet-r18-glimpse-digits.safetensors")
+    state, _, _ = zoo.read_checkpoint(WEIGHTS / "ffnet-r18-glimpse-digits.safetensors")
     torch.testing.assert_close(made.network.global_fc.fc.weight, state["global_fc.fc.weight"])
 
 

@@ -80,7 +80,7 @@ def test_a_documented_command_works(command: str, tmp_path: Path, monkeypatch: p
     assert result.exit_code == 0, result.output
     for name in (b for a, b in pairwise(arguments) if a == "--model"):
         is_file = name.endswith(".safetensors")
-        assert is_file or is_from_outside(name) or f"{name}@glimpse-digits" in models()
+        assert is_file or is_from_outside(name) or name in models() or f"{name}@glimpse-digits" in models()
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))

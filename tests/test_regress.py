@@ -704,11 +704,11 @@ def real_run(root: Path, change: str = "") -> Path:
     import torch
 
     from robustglimpse.data import from_tensors, load_data
-    from robustglimpse.models import zoo
+    from robustglimpse.models import WEIGHTS, zoo
     from robustglimpse.models.mgnet import MGNet
     from robustglimpse.runner import Bench, bench
 
-    path = zoo.WEIGHTS / "mgnet-r18-glimpse-digits.safetensors"
+    path = WEIGHTS / "mgnet-r18-glimpse-digits.safetensors"
     state, card, sha256 = zoo.read_checkpoint(path)
     noise = {"a little": 1e-5, "a lot": 0.3}.get(change, 0.0)
     if noise:

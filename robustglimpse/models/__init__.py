@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from robustglimpse.registry import unknown
 
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
     from robustglimpse.records import Classifier
 
 MANIFEST = Path(__file__).parent / "manifest.toml"
+WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_DATASET = "glimpse-digits"
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One checkpoint of the manifest; the file's own card repeats what is needed to build the network.
+    """One model of the manifest; a file's own card repeats what is needed to build the network.
 
-    accuracy: clean test accuracy after each exit, measured on the file as it is.
+    params, gmacs: weights, and 10^9 multiply-accumulates of an image at each exit, as cost counts them.
+    source: where its weights come from: "bundled" with this package; "trainable", by its recipe;
+        "importable", which is also trainable, from a checkpoint that the authors' code wrote.
+    sha256, bytes, accuracy: of the bundled file; empty for the others.  accuracy: clean test accuracy
+        after each exit, measured on the file as it is.
     url: where the file can be fetched from when it is neither bundled nor cached; may be empty.
     """
 
@@ -33,11 +39,14 @@ class ModelRow:
     dataset: str
     classes: int
     size_px: int
-    file: str
-    sha256: str
-    bytes: int
+    params: int
+    gmacs: tuple[float, ...]
+    source: Literal["bundled", "trainable", "importable"]
     recipe: str
-    accuracy: tuple[float, ...]
+    file: str
+    sha256: str = ""
+    bytes: int = 0
+    accuracy: tuple[float, ...] = ()
     url: str = ""
 
 
@@ -80,9 +89,48 @@ def models() -> Mapping[str, ModelRow]:
     """Return the manifest's rows by full name, such as "mgnet-r18@glimpse-digits"."""
     table = tomllib.loads(MANIFEST.read_text())
     return {
-        name: ModelRow(**{**row, "name": name, "accuracy": tuple(row["accuracy"])})
+        name: ModelRow(
+            **{**row, "name": name, "gmacs": tuple(row["gmacs"]), "accuracy": tuple(row.get("accuracy", ()))}
+        )
         for name, row in table.items()
     }
+
+
+def bundled() -> Mapping[str, ModelRow]:
+    """Return the rows of models() whose weights are part of this project."""
+    return {name: row for name, row in models().items() if row.source == "bundled"}
+
+
+def cached_file(row: ModelRow) -> Path:
+    """Return where a row's weights are looked for when they are not bundled."""
+    from platformdirs import user_cache_path
+
+    folder = os.environ.get("ROBUSTGLIMPSE_CACHE") or user_cache_path("robustglimpse")
+    return Path(folder) / "weights" / row.file
+
+
+def find_file(row: ModelRow) -> Path | None:
+    """Return where a row's weights are on this machine, or None."""
+    return next((path for path in (WEIGHTS / row.file, cached_file(row)) if path.is_file()), None)
+
+
+def how_to_get(row: ModelRow) -> str:
+    """Return what to do for the weights of a row that has none on this machine, for the end of a sentence."""
+    place = cached_file(row)
+    if row.source == "bundled":
+        return (
+            f"copy {row.file} from a checkout to {place}, or make your own: robustglimpse train {row.recipe}"
+        )
+    train = (
+        f"make them (robustglimpse train {row.recipe} --data-dir PATH) and copy model.safetensors to {place}"
+    )
+    if row.source == "trainable":
+        return train
+    return (
+        f"{train}, or import a checkpoint of the authors' code: robustglimpse import-checkpoint FILE.ckpt "
+        f"--backbone {row.backbone} --glimpses {row.glimpses} --downsample {row.downsample} "
+        f"--size {row.size_px} --data {row.dataset} --out {place}"
+    )
 
 
 def model_row(name: str) -> ModelRow:

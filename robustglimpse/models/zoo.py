@@ -13,13 +13,14 @@ import warnings
 import zipfile
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustglimpse.models import ModelRow, model_row
+from robustglimpse.models import ModelRow, cached_file, find_file, how_to_get, model_row
 from robustglimpse.models.backbones import default_gradient_scale, fold_batch_norm_
 from robustglimpse.models.mgnet import Architecture, Glance, GradientPath, MGNet
 from robustglimpse.models.surrogates import surrogates
@@ -31,7 +32,6 @@ PREFIX = "model."
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")  # where a checkpoint may keep its weights
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,43 @@ def _with_sorted_header(content: bytes) -> bytes:
 
 def load_row(row: ModelRow, *, device: str = "cpu") -> Classifier:
     """Return the classifier of a manifest row, its file found, hashed and loaded strictly."""
-    return load_file(_find_file(row), name=row.name, device=device, expected=row.sha256)
+    network, card, sha256 = _row_network(row)
+    return classifier(network, card, name=row.name, sha256=sha256, device=device)
+
+
+def _row_network(row: ModelRow) -> tuple[MGNet, Card, str]:
+    """Return the network of a manifest row, its card and its file's SHA-256.
+
+    A file that the manifest has no hash of, trained or imported here, must be of the row's architecture.
+    """
+    path = _find_file(row)
+    network, card, sha256 = _read_network(path, expected=row.sha256 or None)
+    made = card.architecture
+    for key, found, expected in (
+        ("backbone", made.backbone, row.backbone),
+        ("glimpses", made.glimpses, row.glimpses),
+        ("downsample", Fraction(made.downsample), Fraction(row.downsample)),
+        ("classes", made.classes, row.classes),
+    ):
+        if found != expected:
+            raise UserError(
+                f"{path}: {row.name} has {key} {expected}, and the network in this file {found}; "
+                "put the file elsewhere and give its path"
+            )
+    return network, card, sha256
 
 
 def _find_file(row: ModelRow) -> Path:
     """Return where the row's file is: bundled, cached, or fetched now from its url."""
-    import pooch
-    from platformdirs import user_cache_path
+    path = find_file(row)
+    if path is None and row.url:
+        import pooch
 
-    cached = Path(os.environ.get("ROBUSTGLIMPSE_CACHE") or user_cache_path("robustglimpse")) / "weights"
-    for folder in (WEIGHTS, cached):
-        if (folder / row.file).is_file():
-            return folder / row.file
-    if row.url:
-        return Path(pooch.retrieve(row.url, f"sha256:{row.sha256}", fname=row.file, path=cached))
-    raise UserError(
-        f"{row.name}: its weights {row.file} are neither in {WEIGHTS} nor in {cached}; "
-        f"copy them there, or make your own: robustglimpse train {row.recipe}"
-    )
+        place = cached_file(row)
+        path = Path(pooch.retrieve(row.url, f"sha256:{row.sha256}", fname=place.name, path=place.parent))
+    if path is None:
+        raise UserError(f"{row.name}: its weights are not on this machine; {how_to_get(row)}")
+    return path
 
 
 def start_backbone_(network: MGNet, name: str) -> None:
@@ -127,8 +146,7 @@ def load_network(name: str) -> tuple[MGNet, Card]:
     """Return the network of a manifest row, or of one of our .safetensors files, as it was trained."""
     if name.endswith(".safetensors"):
         return _read_network(Path(name))[:2]
-    row = model_row(name)
-    return _read_network(_find_file(row), expected=row.sha256)[:2]
+    return _row_network(model_row(name))[:2]
 
 
 def _read_network(path: Path, *, expected: str | None = None) -> tuple[MGNet, Card, str]:

@@ -10,7 +10,8 @@ from fractions import Fraction
 
 import pandas as pd
 
-from robustglimpse.models import ModelRow
+from robustglimpse.models import ModelRow, how_to_get
+from robustglimpse.records import UserError
 from robustglimpse.report.tables import headline, markdown, percent
 
 LIMITS = {
@@ -24,7 +25,10 @@ def card(row: ModelRow, recipe: str, results: pd.DataFrame | None = None) -> str
     """Return the card as Markdown.
 
     recipe: the text of its recipe.  results: rows of runs of this very file (other weights are left out).
+    Raises UserError for a model that has no bundled file to tell of.
     """
+    if row.source != "bundled":
+        raise UserError(f"{row.name} is not bundled, and has no card; {how_to_get(row)}")
     parts = [f"# {row.name}", _architecture(row), "## Accuracy", _accuracy(row)]
     found = headline(results[results["weights_sha256"] == row.sha256]) if results is not None else None
     if found is not None and (found["kind"] == "attack").any():

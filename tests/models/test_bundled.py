@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from robustglimpse.data import load_data
-from robustglimpse.models import load_model, models
+from robustglimpse.models import bundled, load_model
 from robustglimpse.train import load_recipe
 
-ROWS = models()
+ROWS = bundled()
 
 
 @pytest.mark.slow

@@ -12,10 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustglimpse import cost, recipes
+from robustglimpse import models as table
 from robustglimpse.data import load_data
-from robustglimpse.models import ModelRow, load_model, models, zoo
+from robustglimpse.models import ModelRow, bundled, load_model, models, zoo
 from robustglimpse.models.mgnet import Architecture, MGNet
 from robustglimpse.records import UserError
+from robustglimpse.train import load_recipe
 
 if TYPE_CHECKING:
     from conftest import Reference
@@ -203,8 +206,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelRow]:
     file = folder / "tiny.safetensors"
     sha256 = zoo.save_checkpoint(file, MGNet(card.architecture).state_dict(), card)
     row = ModelRow(
-        "tiny@nothing", "resnet18", 2, "2", "nothing", 3, 32, file.name, sha256, file.stat().st_size,
-        "tiny-recipe", (0.3, 0.4),
+        "tiny@nothing", "resnet18", 2, "2", "nothing", 3, 32, 12_000_000, (0.04, 0.08), "bundled",
+        "tiny-recipe", file.name, sha256, file.stat().st_size, (0.3, 0.4),
     )  # fmt: skip
     return folder, row
 
@@ -214,7 +217,7 @@ def row(stored: tuple[Path, ModelRow], tmp_path: Path, monkeypatch: pytest.Monke
     """The row of a network whose file lies, this once, where bundled weights are looked for."""
     folder, row = stored
     (tmp_path / row.file).write_bytes((folder / row.file).read_bytes())
-    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(table, "WEIGHTS", tmp_path)
     return row
 
 
@@ -225,7 +228,7 @@ def test_a_row_whose_file_is_whole_loads(row: ModelRow) -> None:
 
 
 def test_weights_are_kept_in_half_precision_and_used_in_single(row: ModelRow) -> None:
-    state, _, _ = zoo.read_checkpoint(zoo.WEIGHTS / row.file)
+    state, _, _ = zoo.read_checkpoint(table.WEIGHTS / row.file)
     torch.manual_seed(0)
     made = MGNet(Architecture("resnet18", 2, "2", 3, 0.02)).state_dict()
     assert state.keys() == made.keys()
@@ -241,7 +244,7 @@ def test_the_same_weights_make_the_same_file(tmp_path: Path) -> None:
 
 
 def test_one_changed_byte_is_refused_with_both_hashes(row: ModelRow) -> None:
-    path = zoo.WEIGHTS / row.file
+    path = table.WEIGHTS / row.file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -257,7 +260,7 @@ def test_a_file_that_is_not_there_is_asked_of_its_recipe(row: ModelRow) -> None:
 
 @pytest.mark.parametrize("kept", [0, 4, 200, 100_000])
 def test_a_truncated_file_is_refused(row: ModelRow, kept: int) -> None:
-    path = zoo.WEIGHTS / row.file
+    path = table.WEIGHTS / row.file
     path.write_bytes(path.read_bytes()[:kept])
     assert f"{path}: not a readable safetensors file" in refusal(lambda: load_model(str(path)))
 
@@ -273,10 +276,66 @@ def test_an_unknown_model_is_refused_with_where_to_look() -> None:
     assert "robustglimpse list models" in refusal(lambda: load_model("mgnet-r19"))
 
 
+@pytest.fixture
+def unmade(row: ModelRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelRow:
+    """A row that the manifest knows no file of, with an empty cache."""
+    monkeypatch.setenv("ROBUSTGLIMPSE_CACHE", str(tmp_path / "cache"))
+    return replace(row, file="made.safetensors", sha256="", bytes=0, accuracy=(), source="trainable")
+
+
+def test_a_model_without_weights_says_how_to_get_them(unmade: ModelRow, tmp_path: Path) -> None:
+    place = str(tmp_path / "cache" / "weights" / "made.safetensors")
+    message = refusal(lambda: zoo.load_row(unmade))
+    assert "robustglimpse train tiny-recipe" in message
+    assert place in message
+    assert "import-checkpoint" not in message
+    message = refusal(lambda: zoo.load_row(replace(unmade, source="importable")))
+    assert (
+        f"--backbone resnet18 --glimpses 2 --downsample 2 --size 32 --data nothing --out {place}" in message
+    )
+
+
+def test_a_model_that_somebody_made_is_found_in_the_cache(
+    unmade: ModelRow, stored: tuple[Path, ModelRow]
+) -> None:
+    place = table.cached_file(unmade)
+    place.parent.mkdir(parents=True)
+    place.write_bytes((stored[0] / stored[1].file).read_bytes())
+    assert zoo.load_row(unmade).sha256 == stored[1].sha256
+    message = refusal(lambda: zoo.load_row(replace(unmade, classes=4)))
+    assert "has classes 4, and the network in this file 3" in message
+
+
 @pytest.mark.parametrize("name", models())
+def test_a_row_says_what_its_architecture_costs(name: str) -> None:
+    row = models()[name]
+    architecture = Architecture(row.backbone, row.glimpses, row.downsample, row.classes, 0.02)
+    with torch.device("meta"):
+        network = MGNet(architecture)
+    assert row.params == sum(p.numel() for p in network.parameters())
+    assert row.gmacs == pytest.approx(cost.gmacs_per_exit(architecture, row.size_px), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", models())
+def test_every_row_is_complete_for_where_it_comes_from(name: str) -> None:
+    row = models()[name]
+    assert name == load_recipe(row.recipe).model
+    assert row.file == f"{row.recipe}.safetensors"
+    is_bundled = row.source == "bundled"
+    assert (bool(row.sha256), row.bytes > 0, len(row.accuracy)) == (
+        is_bundled, is_bundled, is_bundled * row.glimpses
+    )  # fmt: skip
+
+
+def test_every_recipe_that_makes_a_model_has_its_row() -> None:
+    made = {load_recipe(name).model for name in recipes.names()} - {"r50-base@glimpse-digits"}
+    assert made == set(models())
+
+
+@pytest.mark.parametrize("name", bundled())
 def test_every_bundled_model_is_what_the_manifest_says(name: str) -> None:
     row = models()[name]
-    path = zoo.WEIGHTS / row.file
+    path = table.WEIGHTS / row.file
     if not path.is_file():
         pytest.skip(f"{row.file} is not in this install; a checkout has it")
     assert path.stat().st_size == row.bytes
