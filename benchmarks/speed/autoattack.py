@@ -68,14 +68,16 @@ class _Contiguous(torch.autograd.Function):
         return gradients[0].contiguous()
 
 
-def theirs(classifier: Classifier, batch: Batch, attack: str, norm: str, eps: float) -> dict[str, Any]:
+def theirs(
+    classifier: Classifier, batch: Batch, attack: str, norm: str, eps: float, seed: int
+) -> dict[str, Any]:
     """Return which images of a batch pyautoattack leaves standing, and what it spent."""
     from pyautoattack import AutoAttack
 
     module = Counted(classifier).eval()
     x, y = batch.images.float().contiguous() / 255, batch.labels
     start = time.process_time()
-    runner = AutoAttack(module, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=0)
+    runner = AutoAttack(module, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=seed)
     if attack != "standard":
         runner.version, runner.attacks_to_run = "custom", [attack]
         runner.square.n_queries = 1000
@@ -87,11 +89,13 @@ def theirs(classifier: Classifier, batch: Batch, attack: str, norm: str, eps: fl
     return _record(batch, stands.tolist(), spent, *counts)
 
 
-def ours(classifier: Classifier, batch: Batch, attack: str, norm: str, eps: float) -> dict[str, Any]:
+def ours(
+    classifier: Classifier, batch: Batch, attack: str, norm: str, eps: float, seed: int
+) -> dict[str, Any]:
     """Return which images of a batch the same attack here leaves standing, and what it spent."""
     plan = evaluate.make_plan(
         parse_call(ATTACKS[attack]), protocol="standard", threat=Threat(norm, eps),
-        normalisation=classifier.normalisation, restarts=1, seed=0, all_exits=False,
+        normalisation=classifier.normalisation, restarts=1, seed=seed, all_exits=False,
     )  # fmt: skip
     start = time.process_time()
     columns = evaluate.attack(classifier, batch, plan, device="cpu")
@@ -139,6 +143,7 @@ def main() -> None:
     parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=["theirs", "ours", "both"], default="both")
     parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
     asked = parser.parse_args()
@@ -149,14 +154,18 @@ def main() -> None:
     sides = {"theirs": theirs, "ours": ours}
     for attack in asked.attack or ["standard"]:
         name = f"{Path(asked.model).stem}-{attack}-{asked.norm}-{asked.eps.replace('/', '_')}"
+        name += f"-seed{asked.seed}" if asked.seed else ""
         chosen = sides if asked.side == "both" else {asked.side: sides[asked.side]}
         found = {
-            side: run(function, classifier, dataset, asked.out / name / side, attack, asked.norm, eps)
+            side: run(
+                function, classifier, dataset, asked.out / name / side, attack, asked.norm, eps, asked.seed
+            )
             for side, function in chosen.items()
         }
         if len(found) < len(sides):
             continue
-        print(f"\n{asked.model}, {attack}, {asked.norm} {asked.eps}, {len(dataset.labels)} images")
+        told = f"{asked.norm} {asked.eps}, {len(dataset.labels)} images, seed {asked.seed}"
+        print(f"\n{asked.model}, {attack}, {told}")
         stands = {}
         for side, records in found.items():
             stands[side] = np.concatenate([record["stands"] for record in records])

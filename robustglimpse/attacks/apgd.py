@@ -37,7 +37,9 @@ def apgd(
     loss stops rising.  eot: see slope.  start: see pgd.  Source: Croce & Hein 2020, algorithm 1.
     """
     objective = find(LOSSES, loss, kind="loss")
-    return climb(logits, x, y, threat, draws, objective, steps=steps, random_start=random_start, eot=eot)
+    return climb(
+        logits, x, y, threat, draws, objective, steps=steps, random_start=random_start, eot=eot, start=start
+    )
 
 
 def apgd_t(

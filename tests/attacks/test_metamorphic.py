@@ -13,8 +13,8 @@ import torch
 from hand_made import attacked, classifier_of, make_plan
 from torch import Tensor
 
-from robustglimpse.attacks import ATTACKS, options_of
-from robustglimpse.attacks.geometry import ROUNDING
+from robustglimpse.attacks import ATTACKS, can_start, options_of
+from robustglimpse.attacks.geometry import ROUNDING, ball
 from robustglimpse.evaluate import Columns, attack, start_attack
 from robustglimpse.records import Batch, Classifier, Norm, Threat
 from robustglimpse.registry import Call
@@ -116,6 +116,24 @@ def test_samples_that_are_let_go_change_nothing_for_the_others(name: str, norm: 
         keep = torch.rand(len(rows), generator=generator) < 0.95
         keep[0] = True
         rows = rows[keep]
+
+
+@pairs(*(name for name, row in ATTACKS.items() if not row.parts and can_start(Call(name, ()))))
+def test_an_attack_that_is_told_where_to_begin_begins_there(name: str, norm: Norm) -> None:
+    model = network()
+    batch = images(model)
+    threat = Threat(norm, EPS[norm])
+    x = batch.images / 255
+    start = ball(threat, x).random_start(KeyedDraws(5, batch.index))
+    asked = []
+
+    def logits(v: Tensor) -> Tensor:
+        asked.append(v.detach().clone())
+        return model.logits(v)
+
+    plan = make_plan(call_of(name, EPS[norm]), threat)
+    next(start_attack(plan, logits, x, batch.labels, KeyedDraws(0, batch.index), start))
+    torch.testing.assert_close(asked[0], start, atol=1e-6, rtol=0)
 
 
 @pairs()
