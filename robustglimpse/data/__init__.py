@@ -41,6 +41,11 @@ DATASETS: dict[str, DatasetRow] = {
         "--data-dir: the official zip or its folder (or --download)",
         "Tiny ImageNet in its official layout",
     ),
+    "tiny-imagenet-20": DatasetRow(
+        "robustglimpse.data.folders:tiny_imagenet_20", "20", 64, "val",
+        "--data-dir: as for tiny-imagenet",
+        "its first 20 classes, in the order of wnids.txt",
+    ),
     "imagefolder": DatasetRow(
         "robustglimpse.data.folders:image_folder", "its folders", 224, "",
         "imagefolder:PATH",

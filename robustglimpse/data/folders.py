@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -46,18 +47,28 @@ class Sample:
 
 
 def tiny_imagenet(
-    *, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool
+    *,
+    split: str,
+    data_dir: Path | None,
+    limit: int | None,
+    size_px: int,
+    download: bool,
+    first: int | None = None,
 ) -> Dataset:
     """Return a split of Tiny ImageNet: 64 x 64, the classes its train folder holds, sorted.
 
     data_dir: the official zip, a folder with it inside, or the unpacked folder.
+    first: only so many classes, the first of its wnids.txt; the set is then called tiny-imagenet-FIRST.
     """
     path = _archive_or_folder(data_dir, "tiny-imagenet", TINY_IMAGENET_URL, TINY_IMAGENET_HASH, download)
     with closing(_open_source(path)) as source:
-        return _tiny_split(source, split, limit, size_px)
+        return _tiny_split(source, split, limit, size_px, first)
 
 
-def _tiny_split(source: Source, split: str, limit: int | None, size_px: int) -> Dataset:
+tiny_imagenet_20 = partial(tiny_imagenet, first=20)
+
+
+def _tiny_split(source: Source, split: str, limit: int | None, size_px: int, first: int | None) -> Dataset:
     names = source.names()
     parts = [PurePosixPath(n).parts for n in names]
     train = [p for p in parts if len(p) >= 4 and p[-4] == "train" and p[-2] == "images"]
@@ -72,7 +83,20 @@ def _tiny_split(source: Source, split: str, limit: int | None, size_px: int) -> 
         samples = _tiny_val(source, names)
     else:
         raise UserError(f"tiny-imagenet has labelled splits train and val, not {split!r}")
-    return decode(source, "tiny-imagenet", split, samples, classes, limit, _exactly(size_px))
+    name = "tiny-imagenet"
+    if first is not None:
+        name, chosen = f"tiny-imagenet-{first}", _first_classes(source, names, first)
+        classes = tuple(c for c in classes if c in chosen)
+        samples = [sample for sample in samples if sample.wnid in chosen]
+    return decode(source, name, split, samples, classes, limit, _exactly(size_px))
+
+
+def _first_classes(source: Source, names: Sequence[str], count: int) -> list[str]:
+    listing = next((n for n in names if PurePosixPath(n).name == "wnids.txt"), None)
+    wnids = source.read(listing).decode().split() if listing else []
+    if len(wnids) < count:
+        raise UserError(f"{source.path}: expected a wnids.txt of {count} classes or more, got {len(wnids)}")
+    return wnids[:count]
 
 
 def _tiny_val(source: Source, names: Sequence[str]) -> list[Sample]:

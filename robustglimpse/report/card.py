@@ -17,7 +17,7 @@ from robustglimpse.report.tables import headline, markdown, percent
 LIMITS = {
     "glimpse-digits": "trained and tested on digits drawn into two photographs: a set to try attacks and "
     "evaluations on, which says nothing about photographs of objects",
-    "tiny-imagenet": "trained on the first 20 classes of Tiny ImageNet, 500 images each, at 64 px",
+    "tiny-imagenet-20": "trained on the first 20 classes of Tiny ImageNet, 500 images each, at 64 px",
 }
 
 

@@ -94,6 +94,24 @@ def test_the_train_split_holds_500_images_per_class(tiny_zip: Path) -> None:
     assert data.labels.tolist() == list(range(20)) * 3
 
 
+def test_the_first_20_classes_are_those_of_wnids_txt(tmp_path: Path) -> None:
+    wnids = [f"n{k:02}" for k in range(22)][::-1]
+    for k, wnid in enumerate(wnids):
+        save_image(tmp_path / "train" / wnid / "images" / f"{wnid}_0.JPEG", 64, 64, seed=k)
+        save_image(tmp_path / "val" / "images" / f"val_{k}.JPEG", 64, 64, seed=100 + k)
+    rows = "".join(f"val_{k}.JPEG\t{wnid}\t0\t0\t1\t1\n" for k, wnid in enumerate(wnids))
+    (tmp_path / "val" / "val_annotations.txt").write_text(rows)
+    message = refusal(lambda: load_data("tiny-imagenet-20", data_dir=tmp_path))
+    assert "expected a wnids.txt of 20 classes or more, got 0" in message
+    (tmp_path / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    for split in ("train", "val"):
+        data = load_data("tiny-imagenet-20", split=split, data_dir=tmp_path)
+        assert (data.name, data.total, data.classes) == ("tiny-imagenet-20", 20, tuple(sorted(wnids[:20])))
+        whole = load_data("tiny-imagenet", split=split, data_dir=tmp_path)
+        assert (whole.name, whole.total) == ("tiny-imagenet", 22)
+        assert np.array_equal(data.images, whole.images[2:])
+
+
 def test_the_unpacked_folder_gives_the_pixels_of_the_zip(tiny_zip: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tiny_zip) as archive:
         lines = archive.read("tiny-imagenet-200/val/val_annotations.txt").decode().splitlines()

@@ -12,11 +12,17 @@ from robustglimpse.train import load_recipe
 ROWS = bundled()
 
 
+ARCHIVES = {"tiny-imagenet-20": "data/tiny-imagenet-20.zip"}  # below ../shared
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_clean_accuracy_is_the_manifests(name: str) -> None:
+def test_clean_accuracy_is_the_manifests(name: str, request: pytest.FixtureRequest) -> None:
     row, model = ROWS[name], load_model(name)
-    data = load_data(row.dataset)
+    archive = ARCHIVES.get(row.dataset)
+    data_dir = request.getfixturevalue("shared") / archive if archive else None
+    data = load_data(row.dataset, data_dir=data_dir)
+    assert data.classes == model.classes
     correct = torch.zeros(row.glimpses)
     for batch in data.batches(100):
         with torch.no_grad():
@@ -27,10 +33,14 @@ def test_clean_accuracy_is_the_manifests(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_bundled_model_reads_nine_digits_in_ten_and_gains_by_looking_again(name: str) -> None:
+def test_a_bundled_model_is_good_enough_to_be_worth_attacking(name: str) -> None:
     accuracy = ROWS[name].accuracy
-    assert accuracy[-1] >= 0.9
-    assert list(accuracy) == sorted(accuracy)
+    assert accuracy[-1] >= {"glimpse-digits": 0.9, "tiny-imagenet-20": 0.55}[ROWS[name].dataset]
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.dataset == "glimpse-digits"])
+def test_a_bundled_model_gains_by_looking_again(name: str) -> None:
+    assert list(ROWS[name].accuracy) == sorted(ROWS[name].accuracy)
 
 
 @pytest.mark.parametrize("name", ROWS)

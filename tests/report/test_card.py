@@ -16,7 +16,12 @@ from robustglimpse.store import read_results
 
 ROOT = Path(__file__).parents[2]
 # Directories whose runs the committed cards tell of.
-RUNS = [ROOT / "results" / name for name in ("glimpse-digits", "glimpse-digits-c")]
+RUNS = [
+    ROOT / "results" / name
+    for name in (
+        "glimpse-digits", "glimpse-digits-c", "tiny-imagenet-20/pgd", "tiny-imagenet-20/corruptions"
+    )
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", bundled())
@@ -24,7 +29,7 @@ def test_the_committed_card_is_the_one_that_is_made(name: str) -> None:
     short = name.removesuffix("@glimpse-digits")
     written = (ROOT / "docs" / "models" / f"{short}.md").read_text()
     made = card(model_row(name), recipes.read(model_row(name).recipe), read_results(*RUNS))
-    assert written == made, f"robustglimpse card {short} {' '.join(f'results/{p.name}' for p in RUNS)}"
+    assert written == made, f"robustglimpse card {short} {' '.join(str(p.relative_to(ROOT)) for p in RUNS)}"
 
 
 def test_a_card_tells_of_runs_of_its_own_weights_alone() -> None:
