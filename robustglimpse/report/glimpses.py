@@ -135,11 +135,12 @@ def glimpse_sheet(cases: Sequence[Case], *, title: str) -> Figure:
         raise ValueError("expected a case or more to show")
     count = len(cases[0].clean.answers)
     side, text, head = 1.42, 0.42, 0.8  # inches
-    width, height = (2 * count + 2) * side + 1.5, len(cases) * (side + text) + head
+    named = max(1.0, 0.3 + 0.075 * max(len(_true_class(case)) for case in cases))  # for the rows' names
+    width, height = (2 * count + 2) * side + 0.5 + named, len(cases) * (side + text) + head
     figure = Figure(figsize=(width, height))
     grid = figure.add_gridspec(
         len(cases), 2 * count + 3, width_ratios=[*[1] * (count + 1), 0.12, *[1] * (count + 1)],
-        left=1.0 / width, right=1 - 0.08 / width, top=1 - head / height, bottom=text / height,
+        left=named / width, right=1 - 0.08 / width, top=1 - head / height, bottom=text / height,
         wspace=0.05, hspace=text / side,
     )  # fmt: skip
     for row, case in enumerate(cases):
@@ -156,7 +157,7 @@ def glimpse_sheet(cases: Sequence[Case], *, title: str) -> Figure:
                     panel.set_title(f"glimpse {t}", fontsize=9, pad=4)
             if not is_attacked:
                 panels[0].set_ylabel(
-                    f"image {case.index}\ntrue: {_short(case.label)}\n{case.kind}", rotation=0, ha="right",
+                    f"image {case.index}\n{_true_class(case)}\n{case.kind}", rotation=0, ha="right",
                     va="center", fontsize=9, labelpad=8,
                 )  # fmt: skip
     figure.text(0.5, 1 - 0.12 / height, _plain(title), ha="center", va="top", fontsize=10.5)
@@ -228,6 +229,10 @@ def _draw_picture(panel: Axes, picture: NDArray[np.uint8]) -> None:
     panel.set_yticks([])
     for spine in panel.spines.values():
         spine.set_visible(False)
+
+
+def _true_class(case: Case) -> str:
+    return f"true: {_short(case.label)}"
 
 
 def _short(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,15 @@ def test_a_long_name_is_cut() -> None:
     figure = glimpse_sheet([long], title="m")
     assert figure.axes[0].get_ylabel().split("\n")[1] == "true: hippopotamus…"[: len("true: ") + 13]
     assert "tench " in figure.axes[2].texts[0].get_text()
+
+
+@pytest.mark.parametrize("name", ["a", "n01641577", "woolly mammoth, or whatever it was"])
+def test_the_names_of_the_rows_are_whole(name: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = glimpse_sheet([replace(case(0, "a", "b"), label=name)], title="t")
+    FigureCanvasAgg(figure).draw()  # puts the labels where they go
+    assert figure.axes[0].yaxis.label.get_window_extent().x0 >= 0
 
 
 def test_no_case_is_no_sheet() -> None:
