@@ -986,18 +986,8 @@ def _listing(what: Listing) -> tuple[list[str], list[tuple[Any, ...]]]:
     if what is Listing.models:
         from robustglimpse.models import find_file, models
 
-        header = [
-            "model",
-            "backbone",
-            "T",
-            "M",
-            "data",
-            "px",
-            "params M",
-            "GMACs",
-            "clean accuracy per exit",
-            "source",
-        ]
+        header = ["model", "backbone", "T", "M", "data", "px"]
+        header += ["params M", "GMACs", "clean accuracy per exit", "source"]
         return header, [
             (m.name, m.backbone, m.glimpses, m.downsample, m.dataset, m.size_px, f"{m.params / 1e6:.1f}",
              f"{m.gmacs[-1]:.3g}", " ".join(f"{100 * a:.1f}" for a in m.accuracy),

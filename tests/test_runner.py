@@ -172,14 +172,14 @@ def test_a_crash_is_a_hole_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pyt
 def test_changed_weights_run_again(straight: Path, tmp_path: Path) -> None:
     import shutil
 
-    from robustglimpse.models import zoo
+    from robustglimpse.models import WEIGHTS, zoo
 
     copied = tmp_path / "run"
     shutil.copytree(straight, copied)
     for record in (copied / "cells").iterdir():
         record.write_text(
             record.read_text().replace(
-                zoo.hash_file(zoo.WEIGHTS / f"{MODEL}-glimpse-digits.safetensors"), "0" * 64
+                zoo.hash_file(WEIGHTS / f"{MODEL}-glimpse-digits.safetensors"), "0" * 64
             )
         )
     bench(SMALL, copied, command="test")

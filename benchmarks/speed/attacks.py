@@ -52,7 +52,7 @@ from torch.nn import functional as F
 from robustglimpse import evaluate
 from robustglimpse.attacks.gradient import pgd
 from robustglimpse.data import load_data
-from robustglimpse.models import model_row, zoo
+from robustglimpse.models import WEIGHTS, model_row, zoo
 from robustglimpse.models.mgnet import Architecture, MGNet
 from robustglimpse.records import Batch, Classifier, Threat
 from robustglimpse.registry import Call
@@ -121,7 +121,7 @@ def subject(name: str, batch_size: int, *, random_weights: bool) -> Subject:
 
 
 def bundled_checkpoint(name: str) -> tuple[dict[str, Tensor], zoo.Card]:
-    path = Path(name) if name.endswith(".safetensors") else zoo.WEIGHTS / model_row(name).file
+    path = Path(name) if name.endswith(".safetensors") else WEIGHTS / model_row(name).file
     state, card, _ = zoo.read_checkpoint(path)
     return state, card
 

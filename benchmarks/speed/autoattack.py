@@ -1,7 +1,7 @@
 """AutoAttack here against pyautoattack's, on the same images: who is left standing, and what it cost.
 
     python benchmarks/speed/autoattack.py                                   # mgnet-r18, 100 images
-    python benchmarks/speed/autoattack.py --attack apgd-ce --attack apgd-dlr --limit 1000 --out results/autoattack
+    python benchmarks/speed/autoattack.py --attack apgd-ce --limit 1000 --out results/autoattack
 
 Needs `pip install 'robustglimpse[robustbench]'`.  Every chunk of a hundred images is kept under --out, by
 side, so that a stopped run goes on, and `--side theirs` and `--side ours` can run beside each other.  Seconds
