@@ -984,15 +984,13 @@ def _print_table(header: list[str], rows: list[tuple[Any, ...]]) -> None:
 def _listing(what: Listing) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Return a table's header and rows."""
     if what is Listing.models:
-        from robustglimpse.models import find_file, models
+        from robustglimpse.models import models, whereabouts
 
         header = ["model", "backbone", "T", "M", "data", "px"]
         header += ["params M", "GMACs", "clean accuracy per exit", "source"]
         return header, [
             (m.name, m.backbone, m.glimpses, m.downsample, m.dataset, m.size_px, f"{m.params / 1e6:.1f}",
-             f"{m.gmacs[-1]:.3g}", " ".join(f"{100 * a:.1f}" for a in m.accuracy),
-             m.source if (m.source == "bundled") == (find_file(m) is not None) else
-             "bundled, not here" if m.source == "bundled" else f"{m.source}, at hand")
+             f"{m.gmacs[-1]:.3g}", " ".join(f"{100 * a:.1f}" for a in m.accuracy), whereabouts(m))
             for m in models().values()
         ]  # fmt: skip
     if what is Listing.attacks:

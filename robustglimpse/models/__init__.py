@@ -114,6 +114,14 @@ def find_file(row: ModelRow) -> Path | None:
     return next((path for path in (WEIGHTS / row.file, cached_file(row)) if path.is_file()), None)
 
 
+def whereabouts(row: ModelRow) -> str:
+    """Return where a row's weights come from, and whether they are here, where that is not to be expected."""
+    is_here = find_file(row) is not None
+    if row.source == "bundled":
+        return "bundled" if is_here else "bundled, not here"
+    return f"{row.source}, at hand" if is_here else row.source
+
+
 def how_to_get(row: ModelRow) -> str:
     """Return what to do for the weights of a row that has none on this machine, for the end of a sentence."""
     place = cached_file(row)

@@ -133,12 +133,12 @@ def start_backbone_(network: MGNet, name: str) -> None:
     )
 
 
-def load_file(path: Path, *, name: str, device: str = "cpu", expected: str | None = None) -> Classifier:
+def load_file(path: Path, *, name: str, device: str = "cpu") -> Classifier:
     """Return the classifier in one of our safetensors files.
 
-    expected: the SHA-256 that the file must have.  Raises UserError where it, or the weights, do not fit.
+    Raises UserError where the weights do not fit.
     """
-    network, card, sha256 = _read_network(path, expected=expected)
+    network, card, sha256 = _read_network(path)
     return classifier(network, card, name=name, sha256=sha256, device=device)
 
 

@@ -285,6 +285,8 @@ def unmade(row: ModelRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mo
 
 def test_a_model_without_weights_says_how_to_get_them(unmade: ModelRow, tmp_path: Path) -> None:
     place = str(tmp_path / "cache" / "weights" / "made.safetensors")
+    assert table.whereabouts(unmade) == "trainable"
+    assert table.whereabouts(replace(unmade, source="bundled")) == "bundled, not here"
     message = refusal(lambda: zoo.load_row(unmade))
     assert "robustglimpse train tiny-recipe" in message
     assert place in message
@@ -302,6 +304,7 @@ def test_a_model_that_somebody_made_is_found_in_the_cache(
     place.parent.mkdir(parents=True)
     place.write_bytes((stored[0] / stored[1].file).read_bytes())
     assert zoo.load_row(unmade).sha256 == stored[1].sha256
+    assert table.whereabouts(unmade) == "trainable, at hand"
     message = refusal(lambda: zoo.load_row(replace(unmade, classes=4)))
     assert "has classes 4, and the network in this file 3" in message
 
