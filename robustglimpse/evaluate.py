@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from robustglimpse.attacks import (
     check_call,
     check_threat,
     options_of,
+    takes,
 )
 from robustglimpse.attacks.geometry import ROUNDING, ball, distance
 from robustglimpse.attacks.gradient import Iterates
@@ -26,6 +27,7 @@ from robustglimpse.attacks.loss import margin
 from robustglimpse.records import PROTOCOLS, Batch, Channels, Classifier, Protocol, Threat, UserError
 from robustglimpse.registry import Call, find, parse_call
 from robustglimpse.rng import KeyedDraws
+from robustglimpse.watched import Watched
 
 Columns = dict[str, NDArray[np.generic]]
 FRESH = 10  # passes that a model which answers at random is judged by
@@ -161,18 +163,68 @@ def beside_clean(columns: Columns, shown: Batch, clean: Batch | None, clean_pred
     }
 
 
-def attack(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> Columns:
+def attack(
+    classifier: Classifier,
+    batch: Batch,
+    plan: Plan,
+    *,
+    device: str,
+    at_once: int | None = None,
+    before: Columns | None = None,
+) -> Columns:
     """Return the outcome columns of a batch under attack.
 
+    at_once: the most images in a pass where an attack goes several ways side by side; None for a batch.
+    before: the columns that an attack before this one left; it is judged together with it.
     Samples that are wrong before are not attacked and count as fooled at step 0.  Raises ValueError
     when an attack leaves its ball: that is a bug in it, never a result.
     """
-    trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, plan.all_exits)
+    last_at = plan.steps if plan.keeps_last else ()
+    trial = _Trial(classifier, batch, last_at, device, plan.all_exits, at_once, before)
     if plan.radii:
         trial.sweep(plan)
     else:
         trial.run_all(plan)
     return trial.columns()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is to be attacked next: the samples `rows`, i64 [B], by the plan, which is part `part` of a whole.
+
+    before: their columns after the parts before it, None in the first.
+    done: the share of the whole that is done once they are.
+    """
+
+    part: int
+    plan: Plan
+    rows: NDArray[np.int64]
+    before: Columns | None
+    done: float
+
+
+def turns(plan: Plan, count: int, batch_size: int) -> Generator[Turn, Columns | None, Columns]:
+    """Yield the turns of a plan over `count` samples; each is sent its columns. Returns those of all samples.
+
+    An attack of parts goes over all samples part by part: what one leaves standing makes full batches for
+    the next.  In a batch of its own the few that stand cost almost as much as a whole one.
+    """
+    whole: Columns = {}
+    rows = np.arange(count)
+    parts = (plan,) if plan.radii else plan.parts or (plan,)
+    for k, part in enumerate(parts):
+        standing = np.zeros(count, bool)
+        for start in range(0, len(rows), batch_size):
+            some = rows[start : start + batch_size]
+            before = {name: column[:, some].reshape(-1) for name, column in whole.items()} if k else None
+            columns = yield Turn(k, part, some, before, (k + (start + len(some)) / len(rows)) / len(parts))
+            assert columns is not None, "a turn is answered by its columns"
+            for name, column in columns.items():
+                table = column.reshape(-1, len(some))
+                whole.setdefault(name, np.empty((len(table), count), column.dtype))[:, some] = table
+            standing[some] = (whole["first_success_step"][:, some] == -1).any(0)
+        rows = np.flatnonzero(standing)
+    return {name: column.reshape(-1) for name, column in whole.items()}
 
 
 def attack_images(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> tuple[Columns, Tensor]:
@@ -186,52 +238,6 @@ def attack_images(classifier: Classifier, batch: Batch, plan: Plan, *, device: s
     trial.kept = trial.x.clone()
     trial.run_all(plan)
     return trial.columns(), trial.kept
-
-
-class _Watched:
-    """A surrogate that counts its passes and remembers the images and the exits of the last one.
-
-    It also counts, per sample, the backward passes that left it without any gradient.
-    """
-
-    def __init__(self, surrogate: Any) -> None:
-        self._surrogate = surrogate
-        self.forwards = self.backwards = 0
-        self.x: Tensor | None = None
-        self._exits: Tensor | None = None
-        self._flat: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
-            x.register_hook(self._count_flat)  # type: ignore[no-untyped-call]
-        exits = self._surrogate.exits(x)
-        if x.requires_grad and torch.is_grad_enabled() and not exits.requires_grad:
-            # A network that is cut off from its images: their gradient is 0, and counted, not missing.
-            exits = exits + 0 * x.flatten(1).sum(1)[:, None]
-        self.forwards += 1
-        self.backwards += int(exits.requires_grad)
-        self.x, self._exits = x.detach(), exits.detach()
-        picked: Tensor = self._surrogate.pick(exits)
-        return picked
-
-    def _count_flat(self, gradient: Tensor) -> None:
-        is_flat = (gradient.flatten(1) == 0).all(1).long()
-        if self._flat is not None and len(self._flat) == len(is_flat):
-            is_flat += self._flat
-        self._flat = is_flat
-
-    def take_flat(self, count: int) -> Tensor | int:
-        """Return how many backward passes gave each of `count` samples no gradient since the last call."""
-        flat, self._flat = self._flat, None
-        return flat if flat is not None and len(flat) == count else 0  # a library may pass samples singly
-
-    def exits_on(self, x: Tensor) -> Tensor:
-        """Return the exits' logits on x, from the last pass where that was on x, else from a new one."""
-        if self.x is None or not torch.equal(self.x, x):
-            with torch.no_grad():
-                self(x)
-        assert self._exits is not None
-        return self._exits
 
 
 class _Trial:
@@ -249,8 +255,11 @@ class _Trial:
         last_at: tuple[int, ...],
         device: str,
         all_exits: bool,
+        at_once: int | None = None,
+        before: Columns | None = None,
     ) -> None:
         self.batch, self.last_at = batch, last_at
+        self.at_once = max(at_once or 0, len(batch.labels))
         # Of a sweep over eps: where each exit fell, each sample's best iterate yet, and where to begin.
         self.fell_at: Tensor | None = None
         self.best_x: Tensor | None = None
@@ -261,8 +270,15 @@ class _Trial:
         self.y = batch.labels.to(device)
         self.classifier = classifier
         self.is_random = bool(classifier.meta.get("is_random"))
+        if before is None:
+            self._begin(all_exits)
+        else:
+            self._go_on(before)
+
+    def _begin(self, all_exits: bool) -> None:
+        """Judge the images before anybody perturbs them."""
         with torch.no_grad():
-            logits = classifier.exits(self.x)
+            logits = self.classifier.exits(self.x)
         self.exits = range(1, len(logits) + 1) if all_exits else range(len(logits), len(logits) + 1)
         logits = self._judged(logits)
         shape = logits.shape[:2]
@@ -273,11 +289,27 @@ class _Trial:
         self.pred = self.clean_pred.clone()
         self.first = torch.where(self.pred == self.y, STANDING, 0)
         self.nearest = torch.where(self.pred == self.y, torch.inf, 0.0)
-        self.pred_at = self.clean_pred.expand(len(last_at), *shape).clone()
+        self.pred_at = self.clean_pred.expand(len(self.last_at), *shape).clone()
         self.linf, self.l2, self.excess = torch.zeros(3, *shape, device=self.x.device)
         self.forwards = torch.ones_like(self.y) + (votes if self.is_random else 0)
         self.backwards = torch.zeros_like(self.y)
         self.flat = torch.zeros_like(self.y)
+
+    def _go_on(self, before: Columns) -> None:
+        """Take over how the samples stood at the end of an earlier trial, from its columns."""
+        exits = np.unique(before["exit"])
+        self.exits = range(int(exits[0]), int(exits[-1]) + 1)
+        told = {
+            name: torch.from_numpy(column.reshape(len(exits), -1)).to(self.x.device)
+            for name, column in before.items()
+        }
+        self.clean_pred, self.pred, self.margin = told["clean_pred"], told["pred"], told["margin"]
+        self.first = torch.where(told["first_success_step"] < 0, STANDING, told["first_success_step"])
+        self.nearest = told["nearest"].nan_to_num(torch.inf)
+        self.pred_at = self.clean_pred.expand(0, *self.pred.shape)
+        self.linf, self.l2, self.excess = told["linf"], told["l2"], told["excess"]
+        self.forwards, self.backwards = told["forwards"][0], told["backwards"][0]
+        self.flat = told["zero_gradients"][0]
 
     def _judged(self, exits: Tensor) -> Tensor:
         return exits[self.exits.start - 1 :]
@@ -338,23 +370,24 @@ class _Trial:
             restarts = plan.restarts if part.attack.get("random_start") else 1  # without one all are alike
             for restart in range(restarts):
                 for surrogate in plan.protocol.surrogates:
-                    watched = _Watched(self.classifier.surrogates[surrogate])
+                    watched = Watched(self.classifier.surrogates[surrogate])
                     self.run(part, watched, f"{stream}restart {restart} {surrogate}")
                     part = replace(part, keeps_last=False)  # noqa: PLW2901 - the last iterate is the first run's
 
-    def run(self, plan: Plan, watched: _Watched, stream: str) -> None:
+    def run(self, plan: Plan, watched: Watched, stream: str) -> None:
         """Take every sample whose outcome can still change through one run of the attack."""
         rows = torch.nonzero(self._budget(plan) > 0)[:, 0]
         if not len(rows):
             return
         draws = KeyedDraws(plan.seed, self.batch.index, stream)[rows]
         start = None if self.start is None else self.start[rows]
-        iterates = start_attack(plan, watched, self.x[rows], self.y[rows], draws, start)
+        iterates = start_attack(plan, watched, self.x[rows], self.y[rows], draws, start, self.at_once)
         before: Tensor | None = None
         keep: Tensor | None = None
         step = 0
         while True:
             spent = watched.forwards, watched.backwards
+            watched.remembers = 0 if before is None else before.shape[: before.ndim - 3].numel()
             try:
                 now = iterates.send(keep)
             except StopIteration:
@@ -362,12 +395,12 @@ class _Trial:
             # The pass that a step makes on the iterate before it is that iterate's verdict: no pass is
             # made for judging alone, but for the last one. A start that already fools counts as step 1.
             # What a library asked last is no iterate, and may be of some of the samples alone.
-            earlier = watched.x if before is None and not plan.is_adapted else before
+            earlier = watched.last if before is None and not plan.is_adapted else before
             if earlier is not None:
-                self._judge(rows, earlier, watched.exits_on(earlier), max(step, 1), plan, step > 0)
+                self._judge_ways(rows, earlier, watched, max(step, 1), plan, step > 0)
             if plan.is_adapted:
                 now = self._drawn_back(rows, now, plan.threat, watched)
-            self._charge(rows, watched, spent)
+            self._charge(rows, watched, spent, ways=now.shape[1:-3].numel())
             step += 1
             staying = self._budget(plan)[rows] >= step
             if staying.all():
@@ -379,11 +412,11 @@ class _Trial:
                 return
         if before is not None:
             spent = watched.forwards, watched.backwards
-            watched.x = None  # a pass even where no sample has moved: charges must not depend on the batch
-            self._judge(rows, before, watched.exits_on(before), step, plan, True)
+            watched.forget()  # a pass even where no sample has moved: charges must not depend on the batch
+            self._judge_ways(rows, before, watched, step, plan, True)
             self._charge(rows, watched, spent)
 
-    def _drawn_back(self, rows: Tensor, found: Tensor, threat: Threat, watched: _Watched) -> Tensor:
+    def _drawn_back(self, rows: Tensor, found: Tensor, threat: Threat, watched: Watched) -> Tensor:
         """Return a library's images as near as the ball allows, having entered where they were before."""
         x = self.x[rows]
         found = found.detach().to(x)
@@ -394,7 +427,7 @@ class _Trial:
         allowed = ball(threat, x).project(found)
         valid = found if threat.bounds is None else found.clamp(*threat.bounds)
         if not torch.equal(allowed, valid):
-            is_wrong = self._judged(watched.exits_on(valid)).argmax(2) != self.y[rows]
+            is_wrong = self._judged(watched.exits_on(valid, self.at_once)).argmax(2) != self.y[rows]
             if self.is_random and is_wrong.any():
                 pred, _, votes = self._by_vote(valid, self.y[rows])
                 is_wrong = pred != self.y[rows]
@@ -414,6 +447,18 @@ class _Trial:
             open_still = self.first > (0 if plan.keeps_last else steps)
             budget = torch.where(open_still, steps, budget)
         return budget.amax(0)
+
+    def _judge_ways(
+        self, rows: Tensor, x_adv: Tensor, watched: Watched, step: int, plan: Plan, is_iterate: bool
+    ) -> None:
+        """Enter the verdict on [B,3,H,W]; or on [B,L,3,H,W], as if one way had come after the other."""
+        if x_adv.ndim == 4:
+            self._judge(rows, x_adv, watched.exits_on(x_adv, self.at_once), step, plan, is_iterate)
+            return
+        exits = watched.exits_on(x_adv.flatten(0, 1), self.at_once)
+        exits = exits.view(len(exits), *x_adv.shape[:2], -1)
+        for way in range(x_adv.shape[1]):
+            self._judge(rows, x_adv[:, way], exits[:, :, way], step, plan, is_iterate)
 
     def _judge(
         self, rows: Tensor, x_adv: Tensor, exits: Tensor, step: int, plan: Plan, is_iterate: bool
@@ -467,10 +512,10 @@ class _Trial:
             was_right = first > 0
             self.pred_at[at][:, rows] = torch.where(was_right, pred, self.pred_at[at][:, rows])
 
-    def _charge(self, rows: Tensor, watched: _Watched, spent: tuple[int, int]) -> None:
-        self.forwards[rows] += watched.forwards - spent[0]
-        self.backwards[rows] += watched.backwards - spent[1]
-        self.flat[rows] += watched.take_flat(len(rows))
+    def _charge(self, rows: Tensor, watched: Watched, spent: tuple[int, int], ways: int = 1) -> None:
+        self.forwards[rows] += -(-(watched.forwards - spent[0]) // len(rows))
+        self.backwards[rows] += -(-(watched.backwards - spent[1]) // len(rows))
+        self.flat[rows] += watched.take_flat(len(rows), ways)
 
     def columns(self) -> Columns:
         """Return the outcome columns, one row per sample and judged exit, exit by exit."""
@@ -506,10 +551,11 @@ def start_attack(
     y: Tensor,
     draws: KeyedDraws,
     start: Tensor | None = None,
+    at_once: int | None = None,
 ) -> Iterates:
     """Return the attack's generator over x [B,3,H,W], y [B], ready for its first step.
 
-    start: images to begin at instead of where it would.
+    start: images to begin at instead of where it would.  at_once: see attack.
     """
     options = dict(plan.attack.arguments)
     row = ATTACKS.get(plan.attack.name)
@@ -517,5 +563,7 @@ def start_attack(
         options["steps"] = plan.steps[-1]
     if start is not None:
         options["start"] = start
+    if takes(plan.attack, "at_once"):
+        options["at_once"] = at_once
     iterates: Iterates = attack_function(plan.attack)(logits, x, y, plan.threat, draws, **options)
     return iterates

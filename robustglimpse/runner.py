@@ -152,7 +152,12 @@ def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, titl
         for group in filter(None, todo):
             note = ", ".join(dict.fromkeys(w.note for w in group))
             try:
-                for finished in _run_group(group, store, device):
+                first, *_ = group
+                if first.plan is None or first.judge is not None:
+                    run = _run_group(group, store, device)
+                else:  # shown to nobody else: every attack makes its own images
+                    run = _run_attack(first, first.plan, store, device)
+                for finished in run:
                     report(done + finished * len(group), note)
             except UserError:
                 raise
@@ -354,7 +359,7 @@ def match_classes(dataset: Dataset, classifier: Classifier) -> Dataset:
     return replace(dataset, labels=place[dataset.labels], classes=ours)
 
 
-def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[int]:
+def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[float]:
     """Run the cells' missing batches, then write outcomes and rows; yield how many images are done.
 
     All look at the same images, so each batch is made ready once.
@@ -362,8 +367,8 @@ def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[int
     parts = [store.parts(w.cell, w.provenance) for w in group]
     clean = [_clean_predictions(w, store) for w in group]
     for batch in group[0].dataset.batches(group[0].cell.batch_size):
-        first = int(batch.index[0])
-        missing = [k for k, done in enumerate(parts) if first not in done]
+        at = 0, int(batch.index[0])
+        missing = [k for k, done in enumerate(parts) if at not in done]
         if missing:
             start = time.perf_counter()
             shown = _shown(group[0], batch, device)
@@ -372,19 +377,52 @@ def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[int
             start = time.perf_counter()
             columns = _run_batch(group[k], batch, shown, clean[k], device)
             seconds = time.perf_counter() - start + share
-            store.save_part(group[k].cell, group[k].provenance, first, columns, seconds)
-            parts[k][first] = columns, seconds
-        yield first + len(batch.labels)
+            store.save_part(group[k].cell, group[k].provenance, at, columns, seconds)
+            parts[k][at] = columns, seconds
+        yield at[1] + len(batch.labels)
     for w, done in zip(group, parts, strict=True):
-        whole = {
-            name: np.concatenate([done[first][0][name] for first in sorted(done)]) for name in done[0][0]
-        }
-        order = np.lexsort((whole["index"], whole["exit"]))
-        whole = {name: column[order] for name, column in whole.items()}
-        seconds = sum(part[1] for part in done.values())
-        store.finish(w.cell, w.provenance, whole, result_rows(w, whole, seconds, device))
-        if w.plan is None and w.corruption is None:
-            _warn_of_chance(w, whole, device)
+        batches = [done[at][0] for at in sorted(done)]
+        whole = {name: np.concatenate([columns[name] for columns in batches]) for name in batches[0]}
+        _finish(w, store, whole, sum(seconds for _, seconds in done.values()), device)
+
+
+def _run_attack(w: Work, plan: evaluate.Plan, store: Store, device: str) -> Iterator[float]:
+    """Run what is missing of an attack's turns, then write outcomes and rows; yield how many images are done.
+
+    Each part of an attack counts as its share of them, whoever it still has to try.
+    """
+    done = store.parts(w.cell, w.provenance)
+    total = len(w.dataset.labels)
+    turns = evaluate.turns(plan, total, w.cell.batch_size)
+    columns: Columns | None = None
+    seconds = 0.0
+    while True:
+        try:
+            turn = turns.send(columns)
+        except StopIteration as end:
+            _finish(w, store, end.value, seconds, device)
+            return
+        at = turn.part, int(turn.rows[0])
+        if at not in done:
+            start = time.perf_counter()
+            columns = evaluate.attack(
+                w.classifier, w.dataset.batch(turn.rows), turn.plan, device=device,
+                at_once=w.cell.batch_size, before=turn.before,
+            )  # fmt: skip
+            done[at] = columns, time.perf_counter() - start
+            store.save_part(w.cell, w.provenance, at, *done[at])
+        columns = done[at][0]
+        seconds += done[at][1]
+        yield total * turn.done
+
+
+def _finish(w: Work, store: Store, columns: Columns, seconds: float, device: str) -> None:
+    """Write a cell's outcomes and rows."""
+    order = np.lexsort((columns["index"], columns["exit"]))
+    columns = {name: column[order] for name, column in columns.items()}
+    store.finish(w.cell, w.provenance, columns, result_rows(w, columns, seconds, device))
+    if w.plan is None and w.corruption is None:
+        _warn_of_chance(w, columns, device)
 
 
 def _warn_of_chance(w: Work, columns: Columns, device: str) -> None:
@@ -426,8 +464,6 @@ def _run_batch(w: Work, batch: Batch, shown: Batch, clean: Any, device: str) -> 
     all_exits = w.cell.exits == "all"
     if w.judge is not None:
         return w.judge(w, batch, device)
-    if w.plan is not None:
-        return evaluate.attack(w.classifier, batch, w.plan, device=device)
     columns = evaluate.judge_clean(w.classifier, shown, device=device, all_exits=all_exits)
     if w.corruption is None:
         return columns

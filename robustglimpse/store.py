@@ -4,7 +4,7 @@ DIR/run.json              every command that went into it, with versions and has
 DIR/results.csv           one row per cell, exit, verdict and step count
 DIR/outcomes/KEY.csv.gz   what happened to every sample of a cell
 DIR/cells/KEY.json        a cell's record: its description, its provenance and its rows
-DIR/parts/KEY-…/N.npz     batches of a cell under way
+DIR/parts/KEY-…/K-N.npz   batches of a cell under way: from sample N on, in part K of its attack
 
 A baseline of the gate is smaller, and is read in a review:
 
@@ -69,22 +69,23 @@ class Store:
         record = json.loads(path.read_text())
         return bool(record["provenance"] == asdict(provenance) and record["schema"] == SCHEMA)
 
-    def parts(self, cell: Cell, provenance: Provenance) -> dict[int, tuple[Columns, float]]:
-        """Return the finished batches of a cell under way: first index -> (columns, seconds)."""
+    def parts(self, cell: Cell, provenance: Provenance) -> dict[tuple[int, int], tuple[Columns, float]]:
+        """Return the finished batches of a cell under way: (part, first index) -> (columns, seconds)."""
         found = {}
-        for path in sorted(self._parts(cell, provenance).glob("*.npz")):
+        for path in sorted(self._parts(cell, provenance).glob("*-*.npz")):
             with np.load(path) as arrays:
                 columns = {name: arrays[name] for name in arrays.files}
-            found[int(path.stem)] = (columns, float(columns.pop("seconds")[0]))
+            part, _, first = path.stem.partition("-")
+            found[int(part), int(first)] = (columns, float(columns.pop("seconds")[0]))
         return found
 
     def save_part(
-        self, cell: Cell, provenance: Provenance, first: int, columns: Columns, seconds: float
+        self, cell: Cell, provenance: Provenance, at: tuple[int, int], columns: Columns, seconds: float
     ) -> None:
-        """Keep a finished batch."""
+        """Keep a finished batch; at: the part of the attack and the first index, both from 0."""
         content = io.BytesIO()
         np.savez(content, seconds=np.array([seconds]), **columns)  # type: ignore[arg-type]
-        write_file(self._parts(cell, provenance) / f"{first:09d}.npz", content.getvalue())
+        write_file(self._parts(cell, provenance) / f"{at[0]}-{at[1]:09d}.npz", content.getvalue())
 
     def finish(self, cell: Cell, provenance: Provenance, columns: Columns, rows: Sequence[Row]) -> None:
         """Write a cell's outcomes and its record, then forget its parts."""

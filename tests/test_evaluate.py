@@ -205,9 +205,9 @@ def test_a_sweep_begins_each_radius_where_the_one_before_ended(monkeypatch: pyte
     starts: list[Tensor | None] = []
     whole = evaluate.start_attack
 
-    def watched(plan, logits, x, y, draws, start=None):  # type: ignore[no-untyped-def]
+    def watched(plan, logits, x, y, draws, start=None, at_once=None):  # type: ignore[no-untyped-def]
         starts.append(None if start is None else (start - x).flatten(1).abs().amax(1))
-        return whole(plan, logits, x, y, draws, start)
+        return whole(plan, logits, x, y, draws, start, at_once)
 
     monkeypatch.setattr(evaluate, "start_attack", watched)
     weight, batch = anisotropic_weight(), random_batch(1)

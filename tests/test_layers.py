@@ -31,7 +31,7 @@ LAYERS = [
         "train",
         "doctor",
     ],
-    ["evaluate", "store", "stats", "cost", "policy"],
+    ["evaluate", "watched", "store", "stats", "cost", "policy"],
     ["models", "data", "attacks", "corruptions", "recipes"],
     ["registry", "rng", "progress", "team", "extras"],
     ["records", "__init__"],

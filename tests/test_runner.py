@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from robustglimpse import evaluate, runner
+from robustglimpse.attacks import ATTACKS
 from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, UserError
 from robustglimpse.report.tables import eps_curve, eps_table, steps_table
 from robustglimpse.runner import Bench, bench, radii_of
@@ -224,6 +225,33 @@ def test_a_run_killed_outright_goes_on_to_the_same_rows(straight: Path, tmp_path
     done = subprocess.run([*command, "--out", str(tmp_path)], check=False, capture_output=True)
     assert done.returncode == 0
     same_results(straight, tmp_path)
+
+
+def test_an_attack_of_parts_goes_on_with_the_part_it_was_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = ATTACKS["autoattack"]
+    short = "apgd(steps=5)", "apgd_t(steps=4, targets=3)", "fab_t(steps=3, targets=3)", "square(steps=5)"
+    monkeypatch.setitem(ATTACKS, "autoattack", replace(row, parts=short))
+    asked = replace(SMALL, attacks=("autoattack",), protocols=("standard",), all_exits=True, eps="8/255")
+    bench(asked, tmp_path / "straight", command="test")
+    whole, done = evaluate.attack, []
+
+    def killed(classifier: Any, batch: Any, plan: Any, **options: Any) -> Any:
+        if plan.attack.name == "fab_t" and len(done) < 100:
+            raise KeyboardInterrupt
+        done.append((plan.attack.name, len(batch.labels)))
+        return whole(classifier, batch, plan, **options)
+
+    monkeypatch.setattr(evaluate, "attack", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench(asked, tmp_path / "killed", command="test")
+    assert [size for name, size in done if name == "apgd"] == [4, 4, 4]
+    assert 0 < sum(size for name, size in done if name == "apgd_t") < 12, "only who still stands"
+    done[:] = [("", 0)] * 100
+    bench(asked, tmp_path / "killed", command="test")
+    assert {name for name, _ in done[100:]} == {"fab_t", "square"}
+    same_results(tmp_path / "straight", tmp_path / "killed")
 
 
 # A sweep over eps

@@ -2,11 +2,13 @@
 
     python benchmarks/speed/autoattack.py                                   # mgnet-r18, 100 images
     python benchmarks/speed/autoattack.py --attack apgd-ce --limit 1000 --out results/autoattack
+    python benchmarks/speed/autoattack.py --limit 1000 --chunk 1000
 
-Needs `pip install 'robustglimpse[robustbench]'`.  Every chunk of a hundred images is kept under --out, by
-side, so that a stopped run goes on, and `--side theirs` and `--side ours` can run beside each other.  Seconds
-are of the processor, on one thread, so that a busy neighbour costs nothing; forwards and backwards are per
-image.
+Needs `pip install 'robustglimpse[robustbench]'`.  Either side is handed --chunk images at a time and asks
+the network about at most --batch-size of them: both go over a chunk attack by attack and fill batches from
+what still stands.  Every chunk is kept under --out, by side, so that a stopped run goes on, and `--side
+theirs` and `--side ours` can run beside each other.  Seconds are of the processor, on one thread, so that a
+busy neighbour costs little; forwards and backwards are per image.
 Labels are the true ones; an image that is wrong already is not attacked and counts as fallen, on both sides.
 p is McNemar's exact test of whether the difference is chance.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,11 @@ from torch import Tensor, nn
 from robustglimpse import evaluate
 from robustglimpse.data import Dataset, load_data
 from robustglimpse.models import load_model
-from robustglimpse.records import Batch, Classifier, Threat
+from robustglimpse.records import Batch, Classifier, Norm, Threat
 from robustglimpse.registry import parse_call, parse_fraction
 from robustglimpse.stats import mcnemar
 from robustglimpse.store import write_file
 
-CHUNK = 100
 # Theirs by name, and the same attack here.
 ATTACKS = {
     "apgd-ce": "apgd(steps=100)",
@@ -68,37 +70,55 @@ class _Contiguous(torch.autograd.Function):
         return gradients[0].contiguous()
 
 
-def theirs(
-    classifier: Classifier, batch: Batch, attack: str, norm: str, eps: float, seed: int
-) -> dict[str, Any]:
-    """Return which images of a batch pyautoattack leaves standing, and what it spent."""
+@dataclass(frozen=True)
+class Job:
+    """What both sides are asked: an attack of ATTACKS, in which ball, with which seed and batches."""
+
+    attack: str
+    norm: Norm
+    eps: float
+    seed: int
+    batch_size: int
+
+
+def theirs(classifier: Classifier, batch: Batch, job: Job) -> dict[str, Any]:
+    """Return which images of a chunk pyautoattack leaves standing, and what it spent."""
     from pyautoattack import AutoAttack
 
     module = Counted(classifier).eval()
     x, y = batch.images.float().contiguous() / 255, batch.labels
     start = time.process_time()
-    runner = AutoAttack(module, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=seed)
-    if attack != "standard":
-        runner.version, runner.attacks_to_run = "custom", [attack]
+    runner = AutoAttack(module, norm={"linf": "Linf", "l2": "L2"}[job.norm], eps=job.eps, seed=job.seed)
+    if job.attack != "standard":
+        runner.version, runner.attacks_to_run = "custom", [job.attack]
         runner.square.n_queries = 1000
-    x_adv, _ = runner.run_standard_evaluation(x, y, batch_size=len(x))
+    x_adv, _ = runner.run_standard_evaluation(x, y, batch_size=job.batch_size)
     spent = time.process_time() - start
     counts = module.forwards, module.backwards
     with torch.no_grad():
-        stands = classifier.logits(x_adv).argmax(1) == y
+        stands = torch.cat([classifier.logits(part) for part in x_adv.split(job.batch_size)]).argmax(1) == y
     return _record(batch, stands.tolist(), spent, *counts)
 
 
-def ours(
-    classifier: Classifier, batch: Batch, attack: str, norm: str, eps: float, seed: int
-) -> dict[str, Any]:
-    """Return which images of a batch the same attack here leaves standing, and what it spent."""
+def ours(classifier: Classifier, batch: Batch, job: Job) -> dict[str, Any]:
+    """Return which images of a chunk the same attack here leaves standing, and what it spent."""
     plan = evaluate.make_plan(
-        parse_call(ATTACKS[attack]), protocol="standard", threat=Threat(norm, eps),
-        normalisation=classifier.normalisation, restarts=1, seed=seed, all_exits=False,
+        parse_call(ATTACKS[job.attack]), protocol="standard", threat=Threat(job.norm, job.eps),
+        normalisation=classifier.normalisation, restarts=1, seed=job.seed, all_exits=False,
     )  # fmt: skip
     start = time.process_time()
-    columns = evaluate.attack(classifier, batch, plan, device="cpu")
+    turns = evaluate.turns(plan, len(batch.labels), job.batch_size)
+    columns = None
+    while True:
+        try:
+            turn = turns.send(columns)
+        except StopIteration as end:
+            columns = end.value
+            break
+        shown = Batch(batch.images[turn.rows], batch.labels[turn.rows], batch.index[turn.rows])
+        columns = evaluate.attack(
+            classifier, shown, turn.plan, device="cpu", at_once=job.batch_size, before=turn.before
+        )
     spent = time.process_time() - start
     stands = (columns["first_success_step"] == -1).tolist()
     return _record(batch, stands, spent, int(columns["forwards"].sum()), int(columns["backwards"].sum()))
@@ -114,14 +134,14 @@ def _record(
 
 
 def run(
-    side: Any, classifier: Classifier, dataset: Dataset, folder: Path, *asked: Any
+    side: Any, classifier: Classifier, dataset: Dataset, chunk: int, folder: Path, job: Job
 ) -> list[dict[str, Any]]:
     """Return the records of all chunks, running those that the folder lacks."""
     records = []
-    for batch in dataset.batches(CHUNK):
+    for batch in dataset.batches(chunk):
         path = folder / f"{int(batch.index[0])}.json"
         if not path.exists():
-            record = side(classifier, batch, *asked)
+            record = side(classifier, batch, job)
             write_file(path, json.dumps(record).encode())
             print(
                 f"{path}: {sum(record['stands'])} of {len(batch.labels)}, {record['seconds']} s", flush=True
@@ -143,6 +163,8 @@ def main() -> None:
     parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--chunk", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side", choices=["theirs", "ours", "both"], default="both")
     parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
@@ -155,11 +177,11 @@ def main() -> None:
     for attack in asked.attack or ["standard"]:
         name = f"{Path(asked.model).stem}-{attack}-{asked.norm}-{asked.eps.replace('/', '_')}"
         name += f"-seed{asked.seed}" if asked.seed else ""
+        name += f"-by{asked.chunk}" if asked.chunk != parser.get_default("chunk") else ""
+        job = Job(attack, asked.norm, eps, asked.seed, asked.batch_size)
         chosen = sides if asked.side == "both" else {asked.side: sides[asked.side]}
         found = {
-            side: run(
-                function, classifier, dataset, asked.out / name / side, attack, asked.norm, eps, asked.seed
-            )
+            side: run(function, classifier, dataset, asked.chunk, asked.out / name / side, job)
             for side, function in chosen.items()
         }
         if len(found) < len(sides):

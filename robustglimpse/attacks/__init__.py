@@ -81,6 +81,9 @@ ATTACKS: dict[str, AttackRow] = {
 }  # fmt: skip
 
 
+# Arguments that the loop gives an attack that has them: they are no part of its call.
+TOLD = ("start", "at_once")
+
 # What any attack NAME of a library is before its name is known: `list attacks` imports no library.
 LIBRARIES: dict[str, AttackRow] = {
     name: AttackRow("", ("linf", "l2"), False, "NAME's own", cost, source, True, True, is_adapted=True)
@@ -140,12 +143,17 @@ def options_of(row: AttackRow) -> dict[str, Any]:
     if row.parts or row.is_adapted:
         return dict(row.options)
     parameters = inspect.signature(resolve(row)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "start"}
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in TOLD}
 
 
 def can_start(call: Call) -> bool:
     """Return whether the attack can be told which images to begin at (its argument `start`)."""
-    return "start" in inspect.signature(attack_function(call)).parameters
+    return takes(call, "start")
+
+
+def takes(call: Call, argument: str) -> bool:
+    """Return whether the attack has that argument, one of TOLD."""
+    return argument in inspect.signature(attack_function(call)).parameters
 
 
 def adapted_defaults(

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import ball, begin
-from robustglimpse.attacks.gradient import Iterates, Logits, likeliest_wrong, slope
+from robustglimpse.attacks.gradient import (
+    Iterates,
+    Logits,
+    by_sample,
+    likeliest_wrong,
+    slope,
+    towards,
+    waves,
+)
 from robustglimpse.attacks.loss import LOSSES, Objective, targeted_dlr
 from robustglimpse.records import Threat
 from robustglimpse.registry import find
@@ -37,9 +45,8 @@ def apgd(
     loss stops rising.  eot: see slope.  start: see pgd.  Source: Croce & Hein 2020, algorithm 1.
     """
     objective = find(LOSSES, loss, kind="loss")
-    return climb(
-        logits, x, y, threat, draws, objective, steps=steps, random_start=random_start, eot=eot, start=start
-    )
+    start = begin(ball(threat, x), x, draws, random_start, start)
+    return climb(logits, x, y, threat, start, objective, steps=steps, eot=eot)
 
 
 def apgd_t(
@@ -53,26 +60,28 @@ def apgd_t(
     targets: int = 9,
     random_start: bool = True,
     eot: int = 1,
+    at_once: int | None = None,
 ) -> Iterates:
     """Yield x after each step of `targets` runs of Auto-PGD on the targeted DLR loss.
 
-    One run towards each of the likeliest wrong classes, the likeliest first.  Source: Croce & Hein 2020,
-    sec. 5.
+    One run towards each of the likeliest wrong classes: the likeliest first, then the others side by side.
+    at_once: the most images in a pass; None for all.  Source: Croce & Hein 2020, sec. 5.
     """
     ranked = likeliest_wrong(logits, x, y, targets)
-    for k in range(ranked.shape[1]):
-        labels = torch.stack([y, ranked[:, k]], 1)
+    for wave in waves(ranked.shape[1]):
+        allowed = ball(threat, x)
+        starts = [begin(allowed, x, draws.named(f"target {k}"), random_start, None) for k in wave]
         run = climb(
-            logits, x, labels, threat, draws.named(f"target {k}"), targeted_dlr, steps=steps,
-            random_start=random_start, eot=eot,
+            logits, x.repeat_interleave(len(wave), 0), towards(y, ranked, wave), threat,
+            torch.stack(starts, 1).flatten(0, 1), targeted_dlr, steps=steps, eot=eot, at_once=at_once,
         )  # fmt: skip
         keep: Tensor | None = None
         while True:
             try:
-                x_adv = run.send(keep)
+                x_adv = run.send(None if keep is None else keep.repeat_interleave(len(wave)))
             except StopIteration:
                 break
-            keep = yield x_adv
+            keep = yield by_sample(x_adv, wave)
             if keep is not None:
                 x, y, ranked, draws = x[keep], y[keep], ranked[keep], draws[keep]
 
@@ -82,18 +91,16 @@ def climb(
     x: Tensor,
     labels: Tensor,
     threat: Threat,
-    draws: KeyedDraws,
+    x_adv: Tensor,
     objective: Objective,
     *,
     steps: int,
-    random_start: bool,
     eot: int,
-    start: Tensor | None = None,
+    at_once: int | None = None,
 ) -> Iterates:
-    """Yield x after each step of Auto-PGD up an objective (logits [B,K], labels -> [B])."""
+    """Yield x after each step of Auto-PGD from x_adv up an objective (logits [B,K], labels -> [B])."""
     allowed = ball(threat, x)
-    x_adv = begin(allowed, x, draws, random_start, start)
-    value, gradient = slope(logits, x_adv, labels, objective, eot=eot)
+    value, gradient = slope(logits, x_adv, labels, objective, eot=eot, at_once=at_once)
     before, best_x, best_value, best_gradient = x_adv, x_adv, value, gradient
     size = value.new_full((len(x), 1, 1, 1), 2 * threat.eps)
     gains = torch.zeros_like(value)
@@ -115,7 +122,7 @@ def climb(
             value, size, gains = value[keep], size[keep], gains[keep]
             was_halved, best_at_check = was_halved[keep], best_at_check[keep]
         last = value
-        value, gradient = slope(logits, x_adv, labels, objective, eot=eot)
+        value, gradient = slope(logits, x_adv, labels, objective, eot=eot, at_once=at_once)
         gains = gains + (value > last)
         is_best = value > best_value
         best_value = torch.where(is_best, value, best_value)

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import scale_of
-from robustglimpse.attacks.gradient import Iterates, Logits, likeliest_wrong, slope
+from robustglimpse.attacks.gradient import (
+    Iterates,
+    Logits,
+    ask,
+    by_sample,
+    likeliest_wrong,
+    slope,
+    towards,
+    waves,
+)
 from robustglimpse.attacks.loss import targeted_lead
 from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
@@ -29,32 +38,33 @@ def fab_t(
     steps: int = 100,
     targets: int = 9,
     eot: int = 1,
+    at_once: int | None = None,
 ) -> Iterates:
     """Yield the images of targeted FAB, two for each of `steps` steps towards each likely wrong class.
 
     x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  Nothing is random.  They may lie outside the ball.
-    eot: see slope.  Source: Croce & Hein 2020, "Minimally distorted adversarial examples", algorithm 1,
-    targeted as in AutoAttack.
+    The likeliest class goes first, then the others side by side.  at_once: see apgd_t.  eot: see slope.
+    Source: Croce & Hein 2020, "Minimally distorted adversarial examples", algorithm 1, targeted as in
+    AutoAttack.
     """
     ranked = likeliest_wrong(logits, x, y, targets)
-    for k in range(ranked.shape[1]):
-        target, now = ranked[:, k], x
-        for _ in range(steps):
-            pair = torch.stack([y, target], 1)
-            value, gradient = slope(logits, now, pair, targeted_lead, eot=eot)
-            now = _towards(x, now, value, gradient, threat)
-            keep = yield now
+    for wave in waves(ranked.shape[1]):
+        pairs, image = towards(y, ranked, wave), x.repeat_interleave(len(wave), 0)
+        now = image
+        for half in range(2 * steps):
+            if half % 2 == 0:
+                value, gradient = slope(logits, now, pairs, targeted_lead, eot=eot, at_once=at_once)
+                now = _ahead(image, now, value, gradient, threat)
+            else:
+                is_past = ask(logits, now, at_once).argmax(1) != pairs[:, 0]
+                now = torch.where(is_past[:, None, None, None], image + BACK * (now - image), now)
+            keep = yield by_sample(now, wave)
             if keep is not None:
-                x, y, ranked, target, now = x[keep], y[keep], ranked[keep], target[keep], now[keep]
-            with torch.no_grad():
-                is_past = logits(now).argmax(1) != y
-            now = torch.where(is_past[:, None, None, None], x + BACK * (now - x), now)
-            keep = yield now
-            if keep is not None:
-                x, y, ranked, target, now = x[keep], y[keep], ranked[keep], target[keep], now[keep]
+                x, y, ranked, keep = x[keep], y[keep], ranked[keep], keep.repeat_interleave(len(wave))
+                pairs, image, now = pairs[keep], image[keep], now[keep]
 
 
-def _towards(x: Tensor, now: Tensor, value: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
+def _ahead(x: Tensor, now: Tensor, value: Tensor, gradient: Tensor, threat: Threat) -> Tensor:
     """Return a step past the linearised boundary, between the way from here and the way from the image."""
     from_here = boundary_step(now, -value, gradient, threat)
     missing = -value - ((x - now) * gradient).sum((1, 2, 3))

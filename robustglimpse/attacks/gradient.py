@@ -14,7 +14,8 @@ from robustglimpse.registry import find
 from robustglimpse.rng import KeyedDraws
 
 Logits = Callable[[Tensor], Tensor]
-# An attack yields its iterate f32 [B,3,H,W]; it may be sent bool [B], the samples to go on with.
+# An attack yields its iterate f32 [B,3,H,W], or [B,L,3,H,W] while it follows L ways side by side; it may be
+# sent bool [B], the samples to go on with.
 Iterates = Generator[Tensor, Tensor | None, None]
 
 
@@ -102,42 +103,84 @@ def mifgsm(
 
 
 def slope(
-    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, *, eot: int = 1
+    logits: Logits,
+    x: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    *,
+    eot: int = 1,
+    at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return each sample's objective [B] and its gradient at x. Weights keep no gradient.
 
     labels: what the objective reads beside the logits.
     eot: the mean over so many passes, for models that answer at random (Athalye et al. 2018, sec. 3.3).
+    at_once: the most images in a pass; None for all.
     A sample whose gradient is exactly 0 gets that of INSTEAD's objective, where there is one.
     """
-    value, gradient = _mean_slope(logits, x, labels, objective, eot)
+    value, gradient = _mean_slope(logits, x, labels, objective, eot, at_once)
     instead = INSTEAD.get(objective)
     if instead is not None:
         is_flat = gradient.flatten(1).abs().amax(1) == 0
         if is_flat.any():  # rare, so all samples go through once more
-            _, other = _mean_slope(logits, x, labels, instead, eot)
+            _, other = _mean_slope(logits, x, labels, instead, eot, at_once)
             gradient = torch.where(is_flat[:, None, None, None], other, gradient)
     return value, gradient
 
 
 def _mean_slope(
-    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, eot: int
+    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, eot: int, at_once: int | None
 ) -> tuple[Tensor, Tensor]:
-    values, gradients = [], []
-    for _ in range(eot):
-        with torch.enable_grad():
-            v = x.detach().requires_grad_()
-            value = objective(logits(v), labels)  # summed below: each sample's gradient at its own size
-            gradients.append(torch.autograd.grad(value.sum(), v)[0])
-        values.append(value.detach())
+    most = at_once or len(x)
+    parts = list(zip(torch.split(x, most), torch.split(labels, most), strict=True))
+    passes = [[_slope(logits, *part, objective) for part in parts] for _ in range(eot)]
+    values, gradients = zip(*(map(_joined, zip(*each, strict=True)) for each in passes), strict=True)
     if eot == 1:
         return values[0], gradients[0]
     return torch.stack(values).mean(0), torch.stack(gradients).mean(0)
 
 
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _slope(logits: Logits, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        v = x.detach().requires_grad_()
+        value = objective(logits(v), labels)  # summed below: each sample's gradient at its own size
+        gradient = torch.autograd.grad(value.sum(), v)[0]
+    return value.detach(), gradient
+
+
+def ask(logits: Logits, x: Tensor, at_once: int | None = None) -> Tensor:
+    """Return the logits of x without a gradient, at_once images in a pass."""
+    with torch.no_grad():
+        return _joined(tuple(logits(part) for part in torch.split(x, at_once or len(x))))
+
+
 def likeliest_wrong(logits: Logits, x: Tensor, y: Tensor, most: int) -> Tensor:
     """Return the `most` likeliest wrong classes of each image, i64 [B,min(most,K-1)], the likeliest first."""
-    with torch.no_grad():
-        scores = logits(x)
+    scores = ask(logits, x)
     ranked = scores.scatter(1, y[:, None], float("-inf")).argsort(1, descending=True)
     return ranked[:, : min(most, scores.shape[1] - 1)]
+
+
+def waves(targets: int) -> list[range]:
+    """Return which of so many target classes are gone for side by side, one wave after the other.
+
+    The likeliest fells most of what falls, so it goes alone.  What is left is little, and a network answers
+    many images hardly slower than a few: the others go together.  This must not depend on the batch, since
+    what a sample is charged does not.
+    """
+    return [wave for wave in (range(min(1, targets)), range(1, targets)) if wave]
+
+
+def towards(y: Tensor, ranked: Tensor, wave: range) -> Tensor:
+    """Return (true class, target) of every sample and target of a wave, i64 [B*L,2], sample by sample."""
+    targets = ranked[:, wave.start : wave.stop]
+    return torch.stack([y[:, None].expand_as(targets), targets], 2).flatten(0, 1)
+
+
+def by_sample(x: Tensor, wave: range) -> Tensor:
+    """Return x [B*L,...] as an attack yields it: [B,L,...], or [B,...] where L is 1."""
+    return x.view(-1, len(wave), *x.shape[1:]) if len(wave) > 1 else x

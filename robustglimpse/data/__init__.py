@@ -117,14 +117,16 @@ class Dataset:
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield the split in order, batch_size at a time, the last one shorter."""
         import numpy as np
-        import torch
 
         for start in range(0, len(self.labels), batch_size):
-            rows = slice(start, start + batch_size)
-            images = np.array(self.images[rows])  # a copy: the array may be a read-only file map
-            labels = np.array(self.labels[rows])
-            index = torch.arange(start, start + len(labels))
-            yield Batch(torch.from_numpy(images), torch.from_numpy(labels), index)
+            yield self.batch(np.arange(start, min(start + batch_size, len(self.labels))))
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """Return the samples at those places, as copies: the images may be a read-only file map."""
+        import torch
+
+        images, labels = (torch.from_numpy(values[rows]) for values in (self.images, self.labels))
+        return Batch(images, labels, torch.from_numpy(rows))
 
 
 def load_data(

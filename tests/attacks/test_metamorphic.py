@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustglimpse.attacks import ATTACKS, can_start, options_of
 from robustglimpse.attacks.geometry import ROUNDING, ball
-from robustglimpse.evaluate import Columns, attack, start_attack
+from robustglimpse.evaluate import Columns, attack, start_attack, turns
 from robustglimpse.records import Batch, Classifier, Norm, Threat
 from robustglimpse.registry import Call
 from robustglimpse.rng import KeyedDraws
@@ -99,6 +99,52 @@ def test_batches_and_their_order_change_nothing(name: str, norm: Norm) -> None:
     back = np.argsort(joined["index"])
     for column in whole:
         np.testing.assert_array_equal(joined[column][back], whole[column], err_msg=column)
+
+
+@pairs()
+def test_turns_of_full_batches_give_what_one_batch_gives(name: str, norm: Norm) -> None:
+    model = network()
+    batch = images(model)
+    plan = make_plan(call_of(name, EPS[norm]), Threat(norm, EPS[norm]), restarts=2)
+    run, columns, sizes = turns(plan, 24, 7), None, []
+    while True:
+        try:
+            turn = run.send(columns)
+        except StopIteration as end:
+            whole = end.value
+            break
+        rows = torch.from_numpy(turn.rows)
+        shown = Batch(batch.images[rows], batch.labels[rows], rows)
+        columns = attack(model, shown, turn.plan, device="cpu", at_once=7, before=turn.before)
+        sizes.append((turn.part, len(rows)))
+    expected = attack(model, batch, plan, device="cpu")
+    for column in expected:
+        np.testing.assert_array_equal(whole[column], expected[column], err_msg=column)
+    for part in range(len(plan.parts) or 1):
+        *full, last = [size for at, size in sizes if at == part]
+        assert set(full) <= {7}, "what is left fills batches"
+        assert 1 <= last <= 7
+    assert turn.done == 1
+
+
+@pairs("apgd_t", "fab_t")
+def test_targets_side_by_side_never_ask_about_more_images_than_a_batch(name: str, norm: Norm) -> None:
+    model = network()
+    batch = images(model)
+    asked = []
+
+    def logits(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return model.logits(x)
+
+    eps = EPS[norm] / 100  # nobody falls
+    plan = make_plan(call_of(name, eps, targets=4), Threat(norm, eps))
+    attack(classifier_of(logits, CLASSES), batch, plan, device="cpu")
+    assert max(asked) == 24
+    asked.clear()
+    few = Batch(batch.images[1:6], batch.labels[1:6], batch.index[1:6])
+    attack(classifier_of(logits, CLASSES), few, plan, device="cpu", at_once=24)
+    assert max(asked) == 15, "three targets of five images fit into a pass"
 
 
 @pairs(*(name for name, row in ATTACKS.items() if not row.parts))
@@ -223,9 +269,9 @@ def test_every_iterate_is_in_the_box_and_what_counts_is_in_the_ball(
     x, draws = batch.images / 255, KeyedDraws(0, batch.index)
     for part in plan.parts or (plan,):
         for x_adv in start_attack(part, model.logits, x, batch.labels, draws):
-            assert x_adv.shape == x.shape
             assert x_adv.min() >= 0
             assert x_adv.max() <= 1
-            delta = (x_adv - x).flatten(1)
+            ways = x_adv.view(24, -1, *x.shape[1:])  # of each sample one, or several side by side
+            delta = (ways - x[:, None]).flatten(0, 1).flatten(1)
             far = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
             assert part.may_leave or far.max() <= eps + ROUNDING

@@ -1,0 +1,80 @@
+"""What an attack is given to ask, so that the loop knows what it asked: no pass is made for judging alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Watched:
+    """A surrogate that counts the images it is asked about and remembers the last ones, with their exits.
+
+    It also counts, per sample, the backward passes that left it without any gradient.
+    """
+
+    def __init__(self, surrogate: Any) -> None:
+        self._surrogate = surrogate
+        self.forwards = self.backwards = 0
+        self.remembers = 0  # so many images at least, if there were so many
+        self._passes: deque[tuple[Tensor, Tensor]] = deque()
+        self._flat: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(self._count_flat)  # type: ignore[no-untyped-call]
+        exits = self._surrogate.exits(x)
+        if x.requires_grad and torch.is_grad_enabled() and not exits.requires_grad:
+            # A network that is cut off from its images: their gradient is 0, and counted, not missing.
+            exits = exits + 0 * x.flatten(1).sum(1)[:, None]
+        self.forwards += len(x)
+        self.backwards += len(x) * exits.requires_grad
+        self._passes.append((x.detach(), exits.detach()))
+        while sum(len(seen) for seen, _ in self._passes) - len(self._passes[0][0]) >= max(1, self.remembers):
+            self._passes.popleft()
+        picked: Tensor = self._surrogate.pick(exits)
+        return picked
+
+    def _count_flat(self, gradient: Tensor) -> None:
+        self._flat.append((gradient.flatten(1) == 0).all(1).long())
+
+    def take_flat(self, count: int, ways: int) -> Tensor | int:
+        """Return how many backward passes gave each of `count` samples no gradient since the last call.
+
+        ways: how many images of each sample, side by side, a pass was on.
+        """
+        flat, self._flat = torch.cat(self._flat) if self._flat else torch.zeros(0), []
+        if not len(flat) or len(flat) % (count * ways):
+            return 0  # a library may pass samples singly
+        return flat.view(-1, count, ways).sum((0, 2))
+
+    @property
+    def last(self) -> Tensor | None:
+        """The images of the last pass, None before the first."""
+        return self._passes[-1][0] if self._passes else None
+
+    def forget(self) -> None:
+        """Forget the last passes, so that the next question makes a new one."""
+        self._passes.clear()
+
+    def exits_on(self, x: Tensor, at_once: int) -> Tensor:
+        """Return the exits' logits on x, from the last passes where those were on x, else from new ones."""
+        passes = list(self._passes)
+        if not passes or not _is_cut(x, [seen for seen, _ in passes]):
+            self.forget()
+            self.remembers = max(self.remembers, len(x))
+            with torch.no_grad():
+                for part in torch.split(x, at_once):
+                    self(part)
+            passes = list(self._passes)
+        return torch.cat([exits for _, exits in passes], 1)
+
+
+def _is_cut(x: Tensor, parts: list[Tensor]) -> bool:
+    """Return whether the parts, one after the other, are x."""
+    sizes = [len(part) for part in parts]
+    if sum(sizes) != len(x):
+        return False
+    return all(torch.equal(mine, part) for mine, part in zip(torch.split(x, sizes), parts, strict=True))
