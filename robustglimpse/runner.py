@@ -166,6 +166,7 @@ def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, titl
                 failed += [_failed_row(w, device, error) for w in crashed]
                 print(f"{note}: {type(error).__name__}: {error}", file=sys.stderr)
             done += len(group[0].dataset.labels) * len(group)
+            report(done, note)  # an attack that leaves nobody standing skips the parts behind it
     store.write_results(failed)
     return failed
 
