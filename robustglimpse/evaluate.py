@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -203,8 +203,8 @@ class Turn:
     done: float
 
 
-def turns(plan: Plan, count: int, batch_size: int) -> Generator[Turn, Columns | None, Columns]:
-    """Yield the turns of a plan over `count` samples; each is sent its columns. Returns those of all samples.
+def in_turns(plan: Plan, count: int, batch_size: int, run: Callable[[Turn], Columns]) -> Columns:
+    """Return the columns of `count` samples under attack, batch_size of them a turn; run gives a turn's.
 
     An attack of parts goes over all samples part by part: what one leaves standing makes full batches for
     the next.  In a batch of its own the few that stand cost almost as much as a whole one.
@@ -217,9 +217,8 @@ def turns(plan: Plan, count: int, batch_size: int) -> Generator[Turn, Columns | 
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
             before = {name: column[:, some].reshape(-1) for name, column in whole.items()} if k else None
-            columns = yield Turn(k, part, some, before, (k + (start + len(some)) / len(rows)) / len(parts))
-            assert columns is not None, "a turn is answered by its columns"
-            for name, column in columns.items():
+            done = (k + (start + len(some)) / len(rows)) / len(parts)
+            for name, column in run(Turn(k, part, some, before, done)).items():
                 table = column.reshape(-1, len(some))
                 whole.setdefault(name, np.empty((len(table), count), column.dtype))[:, some] = table
             standing[some] = (whole["first_success_step"][:, some] == -1).any(0)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from robustglimpse.corruptions import corrupt
 from robustglimpse.data import DATASETS, Dataset, load_data
 from robustglimpse.models import is_from_outside, load_model
 from robustglimpse.models.preflight import PROBES, check_model, right_if_prepared
-from robustglimpse.progress import progress
+from robustglimpse.progress import Progress, progress
 from robustglimpse.records import SCHEMA, Batch, Cell, Classifier, Estimate, Norm, Threat, UserError
 from robustglimpse.registry import Call, parse_call, parse_fraction
 from robustglimpse.rng import KeyedDraws
@@ -152,13 +153,12 @@ def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, titl
         for group in filter(None, todo):
             note = ", ".join(dict.fromkeys(w.note for w in group))
             try:
+                tell = partial(_tell, report, done, note)
                 first, *_ = group
                 if first.plan is None or first.judge is not None:
-                    run = _run_group(group, store, device)
+                    _run_group(group, store, device, tell)
                 else:  # shown to nobody else: every attack makes its own images
-                    run = _run_attack(first, first.plan, store, device)
-                for finished in run:
-                    report(done + finished * len(group), note)
+                    _run_attack(first, first.plan, store, device, tell)
             except UserError:
                 raise
             except Exception as error:  # a crash is a hole in the table, never a survival
@@ -360,8 +360,12 @@ def match_classes(dataset: Dataset, classifier: Classifier) -> Dataset:
     return replace(dataset, labels=place[dataset.labels], classes=ours)
 
 
-def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[float]:
-    """Run the cells' missing batches, then write outcomes and rows; yield how many images are done.
+def _tell(report: Progress, before: int, note: str, finished: float) -> None:
+    report(before + finished, note)
+
+
+def _run_group(group: Sequence[Work], store: Store, device: str, tell: Callable[[float], None]) -> None:
+    """Run the cells' missing batches, then write outcomes and rows; tell how many images are done.
 
     All look at the same images, so each batch is made ready once.
     """
@@ -380,29 +384,26 @@ def _run_group(group: Sequence[Work], store: Store, device: str) -> Iterator[flo
             seconds = time.perf_counter() - start + share
             store.save_part(group[k].cell, group[k].provenance, at, columns, seconds)
             parts[k][at] = columns, seconds
-        yield at[1] + len(batch.labels)
+        tell((at[1] + len(batch.labels)) * len(group))
     for w, done in zip(group, parts, strict=True):
         batches = [done[at][0] for at in sorted(done)]
         whole = {name: np.concatenate([columns[name] for columns in batches]) for name in batches[0]}
         _finish(w, store, whole, sum(seconds for _, seconds in done.values()), device)
 
 
-def _run_attack(w: Work, plan: evaluate.Plan, store: Store, device: str) -> Iterator[float]:
-    """Run what is missing of an attack's turns, then write outcomes and rows; yield how many images are done.
+def _run_attack(
+    w: Work, plan: evaluate.Plan, store: Store, device: str, tell: Callable[[float], None]
+) -> None:
+    """Run what is missing of an attack's turns, then write outcomes and rows; tell how many images are done.
 
     Each part of an attack counts as its share of them, whoever it still has to try.
     """
     done = store.parts(w.cell, w.provenance)
     total = len(w.dataset.labels)
-    turns = evaluate.turns(plan, total, w.cell.batch_size)
-    columns: Columns | None = None
     seconds = 0.0
-    while True:
-        try:
-            turn = turns.send(columns)
-        except StopIteration as end:
-            _finish(w, store, end.value, seconds, device)
-            return
+
+    def run(turn: evaluate.Turn) -> Columns:
+        nonlocal seconds
         at = turn.part, int(turn.rows[0])
         if at not in done:
             start = time.perf_counter()
@@ -412,9 +413,12 @@ def _run_attack(w: Work, plan: evaluate.Plan, store: Store, device: str) -> Iter
             )  # fmt: skip
             done[at] = columns, time.perf_counter() - start
             store.save_part(w.cell, w.provenance, at, *done[at])
-        columns = done[at][0]
         seconds += done[at][1]
-        yield total * turn.done
+        tell(total * turn.done)
+        return done[at][0]
+
+    columns = evaluate.in_turns(plan, total, w.cell.batch_size, run)
+    _finish(w, store, columns, seconds, device)
 
 
 def _finish(w: Work, store: Store, columns: Columns, seconds: float, device: str) -> None:

@@ -33,7 +33,7 @@ LAYERS = [
     ],
     ["evaluate", "watched", "store", "stats", "cost", "policy"],
     ["models", "data", "attacks", "corruptions", "recipes"],
-    ["registry", "rng", "progress", "team", "extras"],
+    ["registry", "rng", "progress", "team", "extras", "cache"],
     ["records", "__init__"],
 ]
 ROOMS = {

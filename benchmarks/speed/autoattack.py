@@ -102,23 +102,19 @@ def theirs(classifier: Classifier, batch: Batch, job: Job) -> dict[str, Any]:
 
 def ours(classifier: Classifier, batch: Batch, job: Job) -> dict[str, Any]:
     """Return which images of a chunk the same attack here leaves standing, and what it spent."""
+
+    def run(turn: evaluate.Turn) -> evaluate.Columns:
+        shown = Batch(batch.images[turn.rows], batch.labels[turn.rows], batch.index[turn.rows])
+        return evaluate.attack(
+            classifier, shown, turn.plan, device="cpu", at_once=job.batch_size, before=turn.before
+        )
+
     plan = evaluate.make_plan(
         parse_call(ATTACKS[job.attack]), protocol="standard", threat=Threat(job.norm, job.eps),
         normalisation=classifier.normalisation, restarts=1, seed=job.seed, all_exits=False,
     )  # fmt: skip
     start = time.process_time()
-    turns = evaluate.turns(plan, len(batch.labels), job.batch_size)
-    columns = None
-    while True:
-        try:
-            turn = turns.send(columns)
-        except StopIteration as end:
-            columns = end.value
-            break
-        shown = Batch(batch.images[turn.rows], batch.labels[turn.rows], batch.index[turn.rows])
-        columns = evaluate.attack(
-            classifier, shown, turn.plan, device="cpu", at_once=job.batch_size, before=turn.before
-        )
+    columns = evaluate.in_turns(plan, len(batch.labels), job.batch_size, run)
     spent = time.process_time() - start
     stands = (columns["first_success_step"] == -1).tolist()
     return _record(batch, stands, spent, int(columns["forwards"].sum()), int(columns["backwards"].sum()))

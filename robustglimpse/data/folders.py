@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustglimpse.cache import cache_dir
 from robustglimpse.data import Dataset
 from robustglimpse.records import UserError
 
@@ -337,14 +338,6 @@ def _archive_or_folder(data_dir: Path | None, name: str, url: str, known_hash: s
         raise UserError(f"{data_dir}: no such file or folder; give {name}'s archive or folder as --data-dir")
     inside = data_dir / url.rpartition("/")[2]
     return inside if data_dir.is_dir() and inside.is_file() else data_dir
-
-
-def cache_dir() -> Path:
-    """Return where decoded images and fetched files are kept: $ROBUSTGLIMPSE_CACHE or the user's cache."""
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("ROBUSTGLIMPSE_CACHE")
-    return Path(chosen) if chosen else user_cache_path("robustglimpse")
 
 
 def class_mixed(labels: NDArray[np.int64]) -> NDArray[np.intp]:

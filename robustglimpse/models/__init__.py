@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from robustglimpse.cache import cache_dir
 from robustglimpse.registry import unknown
 
 if TYPE_CHECKING:
@@ -103,10 +103,7 @@ def bundled() -> Mapping[str, ModelRow]:
 
 def cached_file(row: ModelRow) -> Path:
     """Return where a row's weights are looked for when they are not bundled."""
-    from platformdirs import user_cache_path
-
-    folder = os.environ.get("ROBUSTGLIMPSE_CACHE") or user_cache_path("robustglimpse")
-    return Path(folder) / "weights" / row.file
+    return cache_dir() / "weights" / row.file
 
 
 def find_file(row: ModelRow) -> Path | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustglimpse.attacks import ATTACKS, can_start, options_of
 from robustglimpse.attacks.geometry import ROUNDING, ball
-from robustglimpse.evaluate import Columns, attack, start_attack, turns
+from robustglimpse.evaluate import Columns, Turn, attack, in_turns, start_attack
 from robustglimpse.records import Batch, Classifier, Norm, Threat
 from robustglimpse.registry import Call
 from robustglimpse.rng import KeyedDraws
@@ -106,17 +106,16 @@ def test_turns_of_full_batches_give_what_one_batch_gives(name: str, norm: Norm) 
     model = network()
     batch = images(model)
     plan = make_plan(call_of(name, EPS[norm]), Threat(norm, EPS[norm]), restarts=2)
-    run, columns, sizes = turns(plan, 24, 7), None, []
-    while True:
-        try:
-            turn = run.send(columns)
-        except StopIteration as end:
-            whole = end.value
-            break
+    sizes, shares = [], []
+
+    def run(turn: Turn) -> Columns:
+        sizes.append((turn.part, len(turn.rows)))
+        shares.append(turn.done)
         rows = torch.from_numpy(turn.rows)
         shown = Batch(batch.images[rows], batch.labels[rows], rows)
-        columns = attack(model, shown, turn.plan, device="cpu", at_once=7, before=turn.before)
-        sizes.append((turn.part, len(rows)))
+        return attack(model, shown, turn.plan, device="cpu", at_once=7, before=turn.before)
+
+    whole = in_turns(plan, 24, 7, run)
     expected = attack(model, batch, plan, device="cpu")
     for column in expected:
         np.testing.assert_array_equal(whole[column], expected[column], err_msg=column)
@@ -124,7 +123,8 @@ def test_turns_of_full_batches_give_what_one_batch_gives(name: str, norm: Norm) 
         *full, last = [size for at, size in sizes if at == part]
         assert set(full) <= {7}, "what is left fills batches"
         assert 1 <= last <= 7
-    assert turn.done == 1
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
 
 @pairs("apgd_t", "fab_t")
