@@ -154,7 +154,7 @@ def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, titl
             note = ", ".join(dict.fromkeys(w.note for w in group))
             try:
                 tell = partial(_tell, report, done, note)
-                first, *_ = group
+                first = group[0]
                 if first.plan is None or first.judge is not None:
                     _run_group(group, store, device, tell)
                 else:  # shown to nobody else: every attack makes its own images

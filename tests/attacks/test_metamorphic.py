@@ -269,9 +269,10 @@ def test_every_iterate_is_in_the_box_and_what_counts_is_in_the_ball(
     x, draws = batch.images / 255, KeyedDraws(0, batch.index)
     for part in plan.parts or (plan,):
         for x_adv in start_attack(part, model.logits, x, batch.labels, draws):
+            ways = x_adv if x_adv.ndim == 5 else x_adv[:, None]  # of each sample one, or several side by side
+            assert ways.shape == (len(x), ways.shape[1], *x.shape[1:])
             assert x_adv.min() >= 0
             assert x_adv.max() <= 1
-            ways = x_adv.view(24, -1, *x.shape[1:])  # of each sample one, or several side by side
             delta = (ways - x[:, None]).flatten(0, 1).flatten(1)
             far = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
             assert part.may_leave or far.max() <= eps + ROUNDING
