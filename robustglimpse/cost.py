@@ -20,6 +20,7 @@ from robustglimpse.models import DEFAULT_DATASET, is_from_outside, models, zoo
 from robustglimpse.models.backbones import backbone_called
 from robustglimpse.models.fast import FastMGNet
 from robustglimpse.models.mgnet import Architecture, MGNet, bare_architecture
+from robustglimpse.models.packed import PackedBackbone
 from robustglimpse.progress import Progress, progress
 from robustglimpse.records import UserError
 
@@ -151,17 +152,15 @@ def _exits(
     ours = gmacs_per_exit(architecture, s.size_px)
     published = gmacs_as_published(architecture, s.size_px)
     device = _device(s)
-    rewritten = {
-        size: FastMGNet(s.network, size_px=s.size_px, batch_size=size) for size in batch_sizes if is_fast
-    }
+    rewritten = FastMGNet(s.network) if is_fast else None
     done, costs = 0, []
     for t in range(1, architecture.glimpses + 1):
         ms, mb, runs = {}, {}, {}
         for size in batch_sizes:
             x = _images(size, s.size_px, device)
             run = _forward(s.network, x, t)
-            fast = rewritten.get(size)
-            seconds = timings(partial(fast, x, glimpses=t) if fast else run, repeats, device)
+            timed = partial(rewritten, x, glimpses=t) if rewritten else run
+            seconds = timings(timed, repeats, device)
             ms[size], runs[size] = 1000 * median(seconds), len(seconds)
             mb[size] = peak_bytes(run, s.network, x) / 1e6
             done += 1
@@ -210,8 +209,9 @@ def peak_bytes(run: Callable[[], object], network: nn.Module, x: Tensor) -> int:
     """Return how many bytes of tensors are alive at most while run runs: weights, images and what it makes.
 
     On CUDA the allocator's own peak, which counts what kernels borrow as well and the rounding of blocks.
-    On the CPU every tensor that an operation returns is followed until it is freed; what a convolution
-    borrows and gives back inside is not seen, nor is the memory of Python and torch themselves.
+    On the CPU every tensor that an operation returns is followed until it is freed, and packed copies of
+    weights (models.packed) count; what a convolution borrows and gives back inside is not seen, nor is the
+    memory of Python and torch themselves.
     """
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
@@ -219,10 +219,12 @@ def peak_bytes(run: Callable[[], object], network: nn.Module, x: Tensor) -> int:
         run()
         torch.cuda.synchronize(x.device)
         return int(torch.cuda.max_memory_allocated(x.device))
+    run()  # so that weights are packed
+    packed = sum(m.packed_bytes for m in network.modules() if isinstance(m, PackedBackbone))
     live = _LiveBytes([x, *network.parameters(), *network.buffers()])
     with live:
         run()
-    return live.peak
+    return live.peak + packed
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

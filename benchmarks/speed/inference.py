@@ -75,7 +75,7 @@ def contenders(backbone: str, batch_size: int) -> dict[tuple[str, str], Run]:
         network = MGNet(architecture).eval().requires_grad_(False)
         recomputing = Recomputing(network).eval().requires_grad_(False)
         frozen = zoo.frozen(network)
-        fast = FastMGNet(network, size_px=SIZE_PX, batch_size=batch_size)
+        fast = FastMGNet(network)
         found |= {
             (family, "as trained"): lambda n=network: n(x).logits,
             (family, "recomputing"): lambda n=recomputing: n(x),

@@ -106,7 +106,7 @@ class MGNet(nn.Module):
         self.architecture = architecture
         features = feature_count(architecture.backbone)
         coded = features + 3
-        self.backbone = Backbone(architecture.backbone)
+        self.backbone: nn.Module = Backbone(architecture.backbone)
         self.feat_fusion = FeatureFusion(coded)
         self.loc_network = Head(coded, 3)
         self.global_fc = Head(coded, architecture.classes)

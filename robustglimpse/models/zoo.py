@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from robustglimpse.models import ModelRow, cached_file, find_file, how_to_get, model_row
-from robustglimpse.models.backbones import default_gradient_scale, fold_batch_norm_
+from robustglimpse.models.backbones import Backbone, default_gradient_scale, fold_batch_norm_
 from robustglimpse.models.mgnet import Architecture, Glance, GradientPath, MGNet
+from robustglimpse.models.packed import PackedBackbone
 from robustglimpse.models.surrogates import surrogates
 from robustglimpse.records import Channels, Classifier, UserError
 from robustglimpse.registry import parse_fraction
@@ -236,9 +237,11 @@ def _answers(glances: Generator[Glance, Tensor | None, None]) -> Generator[Tenso
 
 
 def frozen(network: MGNet, device: str = "cpu") -> MGNet:
-    """Return a copy in eval mode, channels-last, without gradients of its weights, batch norms merged."""
+    """Return a copy in eval mode, its weights fixed, channels-last, its backbone packed (models.packed)."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    fold_batch_norm_(network.backbone)
+    if isinstance(network.backbone, Backbone):
+        fold_batch_norm_(network.backbone)
+        network.backbone = PackedBackbone(network.backbone)
     return network.to(device).to(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,172 @@
+"""A packed backbone answers, and has the gradients, of the plain one, whatever the batch."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustglimpse.models import packed
+from robustglimpse.models.backbones import BACKBONES, Backbone, fold_batch_norm_
+from robustglimpse.models.packed import PackedBackbone, can_pack
+
+needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch has no packed convolutions")
+
+
+def plain(name: str) -> Backbone:
+    torch.manual_seed(0)
+    backbone = Backbone(name).eval().requires_grad_(False)
+    fold_batch_norm_(backbone)
+    return backbone.to(memory_format=torch.channels_last)
+
+
+def images(count: int, height: int, width: int | None = None) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, height, width or height, generator=generator)
+
+
+def answer(backbone: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features [B,D] and the gradient of one weighted sum of them."""
+    x = x.clone().requires_grad_()
+    features = backbone(x)
+    weight = torch.linspace(-1, 2, features.shape[1], dtype=x.dtype)
+    return features.detach(), torch.autograd.grad((features * weight).sum(), x)[0]
+
+
+def assert_near(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], rtol: float) -> None:
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=rtol * float(b.abs().max()), rtol=0)
+
+
+@pytest.fixture(params=["packed", "plain"])
+def _either_kind_of_convolution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run with the operators that torch.compile calls, and as on a torch without them."""
+    if request.param == "plain":
+        monkeypatch.setattr(packed, "can_pack", lambda: False)
+    elif not can_pack():
+        pytest.skip("this torch has no packed convolutions")
+
+
+# The gradient jumps where a rectifier's input is about 0, so rounding may show: the plain backbone's does too.
+@pytest.mark.usefixtures("_either_kind_of_convolution")
+@pytest.mark.parametrize("name", [*BACKBONES, "resnet18-nopool", "resnet50-nopool"])
+def test_every_backbone_answers_as_before(name: str) -> None:
+    backbone = plain(name)
+    found = PackedBackbone(copy.deepcopy(backbone))
+    for count in (1, 3, 6):  # alone, too few for a volume, and a volume with two empty places
+        x = images(count, 32)
+        assert_near((found(x), x), (backbone(x), x), 2e-6)
+        exact = answer(copy.deepcopy(backbone).double(), x.double())
+        usual = [float((a - b).abs().max()) for a, b in zip(answer(backbone, x), exact, strict=True)]
+        for a, b, error in zip(answer(found, x), exact, usual, strict=True):
+            assert float((a - b).abs().max()) <= 3 * error + 1e-6 * float(b.abs().max())
+
+
+@needs_packing
+@pytest.mark.parametrize(("height", "width"), [(27, 27), (33, 48), (64, 64), (100, 65)])
+def test_sides_that_a_stride_does_not_divide(height: int, width: int) -> None:
+    backbone = plain("resnet18")
+    found = PackedBackbone(copy.deepcopy(backbone))
+    for count in (2, 8):
+        x = images(count, height, width)
+        assert_near(answer(found, x), answer(backbone, x), 2e-6)
+
+
+@needs_packing
+def test_a_sample_gets_the_same_in_any_batch() -> None:
+    found = PackedBackbone(plain("resnet18"))
+    x = images(24, 64)
+    features, gradient = answer(found, x)
+    for count in (1, 2, 4, 5, 9, 12):
+        for start in (0, 24 - count):
+            part = slice(start, start + count)
+            assert_near(answer(found, x[part]), (features[part], gradient[part]), 2e-6)
+
+
+@needs_packing
+def test_volumes_are_for_small_maps_of_several_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[tuple[int, int]] = []
+    as_volumes = packed._as_volumes
+
+    def noted(x: Tensor) -> Tensor:
+        sides.append((len(x), x.shape[2]))
+        return as_volumes(x)
+
+    monkeypatch.setattr(packed, "_as_volumes", noted)
+    found = PackedBackbone(plain("resnet18"))
+    for count in (4, 5, 8, 9, 10):
+        found(images(count, 64))
+    found(images(8, 224))  # the last maps are 7 x 7
+    assert sides == [(5, 8), (8, 8), (10, 8)]  # 8 x 8, which the block makes 4 x 4
+
+
+@needs_packing
+def test_weights_are_packed_once_a_size_and_counted() -> None:
+    backbone = plain("resnet18")
+    weights = 4 * sum(conv.weight.numel() for conv in backbone.modules() if isinstance(conv, torch.nn.Conv2d))
+    found = PackedBackbone(backbone)
+    assert found.packed_bytes == 0
+    for _ in range(2):
+        found(images(2, 64))
+        assert weights <= found.packed_bytes < 1.01 * weights  # 3 channels are padded to more
+        found(images(3, 64))
+    for _ in range(2):
+        answer(found, images(2, 64))
+        assert 2 * weights <= found.packed_bytes < 2.01 * weights
+
+
+@needs_packing
+def test_what_a_first_call_without_gradients_packed_serves_gradients() -> None:
+    backbone = plain("resnet18")
+    found = PackedBackbone(copy.deepcopy(backbone))
+    x = images(8, 64)
+    with torch.inference_mode():
+        found(x)
+    assert_near(answer(found, x), answer(backbone, x), 2e-6)
+
+
+@pytest.mark.usefixtures("_either_kind_of_convolution")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_stays_visible(value: float) -> None:
+    x = images(6, 64)
+    x[1, 0, 20, 20] = value
+    features = PackedBackbone(plain("resnet18"))(x)
+    assert not features[1].isfinite().all()
+    assert features[[0, 2, 3, 4, 5]].isfinite().all()
+
+
+@needs_packing
+def test_a_gradient_can_be_asked_for_twice_and_not_of_second_order() -> None:
+    found = PackedBackbone(plain("resnet18"))
+    x = images(2, 32).requires_grad_()
+    y = found(x).square().sum()
+    first = torch.autograd.grad(y, x, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(y, x)[0], first)
+    slope = torch.autograd.grad(found(x).square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+def test_other_numbers_are_served_without_packing() -> None:
+    backbone = plain("resnet18")
+    found = PackedBackbone(copy.deepcopy(backbone)).double()
+    x = images(8, 64).double()
+    assert_near(answer(found, x), answer(backbone.double(), x), 1e-12)
+    assert found.packed_bytes == 0
+
+
+def test_copies_and_pickles_leave_packed_weights_behind() -> None:
+    found = PackedBackbone(plain("resnet18"))
+    x = images(2, 32)
+    features, gradient = answer(found, x)
+    for other in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert other.packed_bytes == 0
+        assert_near(answer(other, x), (features, gradient), 2e-6)
+
+
+def test_batch_norms_must_be_merged() -> None:
+    with pytest.raises(ValueError, match="batch norms are merged"):
+        PackedBackbone(Backbone("resnet18").eval())
