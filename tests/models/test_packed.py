@@ -50,7 +50,7 @@ def _either_kind_of_convolution(request: pytest.FixtureRequest, monkeypatch: pyt
         pytest.skip("this torch has no packed convolutions")
 
 
-# The gradient jumps where a rectifier's input is about 0, so rounding may show: the plain backbone's does too.
+# The gradient jumps where a rectifier's input is about 0, so rounding may show, as it does in the plain one.
 @pytest.mark.usefixtures("_either_kind_of_convolution")
 @pytest.mark.parametrize("name", [*BACKBONES, "resnet18-nopool", "resnet50-nopool"])
 def test_every_backbone_answers_as_before(name: str) -> None:
