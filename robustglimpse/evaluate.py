@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -113,6 +115,8 @@ def make_plan(
         )
         for part in row.parts
     )  # fmt: skip
+    if not (parts or options.get("random_start") or row.is_random):
+        restarts = 1  # all would be alike
     call = Call(text.name, tuple(sorted(options.items())))
     keeps_last = "last" in chosen.judges and not (row.runs_long or radii)
     steps = steps[-1:] if radii else steps
@@ -134,7 +138,8 @@ def steps_of(value: Any) -> tuple[int, ...]:
 
 def judge_clean(classifier: Classifier, batch: Batch, *, device: str, all_exits: bool) -> Columns:
     """Return the outcome columns of a batch that nobody perturbs."""
-    return _Trial(classifier, batch, (), device, all_exits).columns()
+    with _own_draws(classifier, "clean", batch):
+        return _Trial(classifier, batch, (), device, all_exits).columns()
 
 
 def beside_clean(columns: Columns, shown: Batch, clean: Batch | None, clean_pred: Any) -> Columns:
@@ -180,12 +185,25 @@ def attack(
     when an attack leaves its ball: that is a bug in it, never a result.
     """
     last_at = plan.steps if plan.keeps_last else ()
-    trial = _Trial(classifier, batch, last_at, device, plan.all_exits, at_once, before)
-    if plan.radii:
-        trial.sweep(plan)
-    else:
-        trial.run_all(plan)
+    with _own_draws(classifier, str(plan), batch):
+        trial = _Trial(classifier, batch, last_at, device, plan.all_exits, at_once, before)
+        if plan.radii:
+            trial.sweep(plan)
+        else:
+            trial.run_all(plan)
     return trial.columns()
+
+
+@contextmanager
+def _own_draws(classifier: Classifier, what: str, batch: Batch) -> Iterator[None]:
+    """Let a model that answers at random draw alike whenever it is asked the same: a run can then resume."""
+    if not classifier.meta.get("is_random"):
+        yield
+        return
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(crc32(f"{what} {batch.index.tolist()}".encode()))
+        yield
 
 
 @dataclass(frozen=True)
@@ -233,10 +251,16 @@ def attack_images(classifier: Classifier, batch: Batch, plan: Plan, *, device: s
     the last iterate is judged, that.  A sample that was wrong before keeps its image.
     """
     plan = replace(plan, all_exits=False)
-    trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, False)
-    trial.kept = trial.x.clone()
-    trial.run_all(plan)
+    with _own_draws(classifier, str(plan), batch):
+        trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, False)
+        trial.kept = trial.x.clone()
+        trial.run_all(plan)
     return trial.columns(), trial.kept
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Return the class of the largest logit, i64 [E,B] of [E,B,K]; -1, which is wrong, where one is NaN."""
+    return torch.where(logits.isnan().any(2), -1, logits.argmax(2))
 
 
 class _Trial:
@@ -281,7 +305,7 @@ class _Trial:
         self.exits = range(1, len(logits) + 1) if all_exits else range(len(logits), len(logits) + 1)
         logits = self._judged(logits)
         shape = logits.shape[:2]
-        self.clean_pred = logits.argmax(2)
+        self.clean_pred = predicted(logits)
         self.margin = torch.stack([margin(exit_logits, self.y) for exit_logits in logits])
         if self.is_random:
             self.clean_pred, self.margin, votes = self._by_vote(self.x, self.y)
@@ -311,7 +335,7 @@ class _Trial:
         self.flat = told["zero_gradients"][0]
 
     def _judged(self, exits: Tensor) -> Tensor:
-        return exits[self.exits.start - 1 :]
+        return exits[self.exits.start - 1 :].float()
 
     def _by_vote(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return predictions i64 [E,B], margins [E,B] and passes i64 [B] of a model that answers at random.
@@ -336,10 +360,10 @@ class _Trial:
             with torch.no_grad():
                 logits = self._judged(self.classifier.exits(x))
             margins = margins + torch.stack([margin(of_exit, y) for of_exit in logits]) / passes
-            counts = counts + torch.nn.functional.one_hot(logits.argmax(2), logits.shape[2])
-        true = y.expand(counts.shape[:2])[..., None]
+            counts = counts + torch.nn.functional.one_hot(predicted(logits) + 1, logits.shape[2] + 1)
+        true = y.expand(counts.shape[:2])[..., None] + 1
         is_right = counts.gather(2, true)[..., 0] >= passes / 2
-        return torch.where(is_right, y, counts.scatter(2, true, -1).argmax(2)), margins
+        return torch.where(is_right, y, counts.scatter(2, true, -1).argmax(2) - 1), margins
 
     def sweep(self, plan: Plan) -> None:
         """Go through the plan's radii from the smallest: who fell stays fallen, the others are tried again.
@@ -351,12 +375,13 @@ class _Trial:
         before = 0.0
         for k, eps in enumerate(plan.radii):
             now = plan.at(eps)
-            if self.best_x is not None:
-                self.start = self.x + (self.best_x - self.x) * (eps / before)
-                self.run_all(replace(now, restarts=1), f"eps {k} warm ")
-                self.start = None
+            best = self.best_x
             self.best_margin = torch.full_like(self.x[:, 0, 0, 0], torch.inf)
             self.best_x = self.x.clone()
+            if best is not None:
+                self.start = self.x + (best - self.x) * (eps / before)
+                self.run_all(replace(now, restarts=1), f"eps {k} warm ")
+                self.start = None
             self.run_all(now, f"eps {k} ")
             self.fell_at[(self.first != STANDING) & self.fell_at.isinf()] = eps
             before = eps
@@ -366,8 +391,7 @@ class _Trial:
         for part in plan.parts or (plan,):
             if self.start is not None and not can_start(part.attack):
                 continue
-            restarts = plan.restarts if part.attack.get("random_start") else 1  # without one all are alike
-            for restart in range(restarts):
+            for restart in range(min(plan.restarts, part.restarts)):
                 for surrogate in plan.protocol.surrogates:
                     watched = Watched(self.classifier.surrogates[surrogate])
                     self.run(part, watched, f"{stream}restart {restart} {surrogate}")
@@ -409,6 +433,8 @@ class _Trial:
             if not len(rows):
                 iterates.close()
                 return
+        if not step:
+            raise ValueError(f"{plan.attack} made no image")
         if before is not None:
             spent = watched.forwards, watched.backwards
             watched.forget()  # a pass even where no sample has moved: charges must not depend on the batch
@@ -426,7 +452,7 @@ class _Trial:
         allowed = ball(threat, x).project(found)
         valid = found if threat.bounds is None else found.clamp(*threat.bounds)
         if not torch.equal(allowed, valid):
-            is_wrong = self._judged(watched.exits_on(valid, self.at_once)).argmax(2) != self.y[rows]
+            is_wrong = predicted(self._judged(watched.exits_on(valid, self.at_once))) != self.y[rows]
             if self.is_random and is_wrong.any():
                 pred, _, votes = self._by_vote(valid, self.y[rows])
                 is_wrong = pred != self.y[rows]
@@ -466,7 +492,8 @@ class _Trial:
         delta = (x_adv - self.x[rows]).flatten(1)
         far = distance(x_adv, self.x[rows], plan.threat)
         excess = (far - plan.threat.eps).clamp_min(0)
-        is_inside = excess <= ROUNDING  # not a plain >: NaN is no member of the ball either
+        # Not a plain >: NaN is no member of the ball either.
+        is_inside = excess <= ROUNDING * max(1.0, plan.threat.eps)
         if not (plan.may_leave or is_inside.all()):
             raise ValueError(f"{plan.attack} left the ball of radius {plan.threat.eps} by {excess.max()}")
         if plan.threat.bounds is not None:
@@ -474,7 +501,7 @@ class _Trial:
             if float(x_adv.min()) < low or float(x_adv.max()) > high:
                 raise ValueError(f"{plan.attack} left the valid pixel range {plan.threat.bounds}")
         exits, y, first = self._judged(exits), self.y[rows], self.first[:, rows]
-        pred = exits.argmax(2)
+        pred = predicted(exits)
         margins = torch.stack([margin(logits, y) for logits in exits])
         is_wrong, nearest = pred != y, self.nearest[:, rows]
         is_told = plan.keeps_last and is_iterate and step in plan.steps

@@ -172,15 +172,21 @@ def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, titl
 
 
 def choose_device(name: str) -> str:
-    """Return the torch device for a --device: "auto" is the GPU where there is one."""
+    """Return the torch device for a --device: "auto" is the GPU where there is one.
+
+    On a GPU convolutions are told to keep f32: by default theirs have TF32's ten bits.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        ) from None
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+            ) from None
+    if name.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = False
     return name
 
 
@@ -207,7 +213,7 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
                 )  # fmt: skip
                 swept = Call(call.name, (*call.arguments, ("radii", list(radii)))) if radii else call
                 attacked = replace(
-                    cell, perturb=str(swept), threat=plan.threat, protocol=protocol, restarts=asked.restarts
+                    cell, perturb=str(swept), threat=plan.threat, protocol=protocol, restarts=plan.restarts
                 )
                 yield Work(attacked, classifier, dataset, provenance, plan)
 

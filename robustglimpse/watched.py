@@ -21,11 +21,12 @@ class Watched:
         self.remembers = 0  # so many images at least, if there were so many
         self._passes: deque[tuple[Tensor, Tensor]] = deque()
         self._flat: list[Tensor] = []
+        self._lost: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             x.register_hook(self._count_flat)  # type: ignore[no-untyped-call]
-        exits = self._surrogate.exits(x)
+        exits = self._surrogate.exits(x).float()
         if x.requires_grad and torch.is_grad_enabled() and not exits.requires_grad:
             # A network that is cut off from its images: their gradient is 0, and counted, not missing.
             exits = exits + 0 * x.flatten(1).sum(1)[:, None]
@@ -37,8 +38,15 @@ class Watched:
         picked: Tensor = self._surrogate.pick(exits)
         return picked
 
+    def note_lost(self, is_lost: Tensor) -> None:
+        """Count the samples [B] whose loss gave no gradient, where the next backward pass is of another."""
+        self._lost = is_lost
+
     def _count_flat(self, gradient: Tensor) -> None:
-        self._flat.append((gradient.flatten(1) == 0).all(1).long())
+        is_flat = (gradient.nan_to_num(0.0).flatten(1) == 0).all(1)
+        if self._lost is not None:
+            is_flat, self._lost = is_flat | self._lost, None
+        self._flat.append(is_flat.long())
 
     def take_flat(self, count: int, ways: int) -> Tensor | int:
         """Return how many backward passes gave each of `count` samples no gradient since the last call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,9 +21,10 @@ from hand_made import (
 from torch import Tensor
 
 from robustglimpse import evaluate
-from robustglimpse.attacks import ATTACKS, AttackRow
+from robustglimpse.attacks import ATTACKS, LOSS_NAMES, AttackRow, options_of
 from robustglimpse.attacks.geometry import ball
-from robustglimpse.records import Batch, Classifier, Norm, Threat
+from robustglimpse.attacks.loss import LOSSES
+from robustglimpse.records import Batch, Classifier, Norm, Threat, UserError
 from robustglimpse.registry import parse_call
 
 
@@ -172,7 +174,7 @@ def test_random_starts_fill_the_ball_and_stay_in_it(norm: Norm) -> None:
 
 
 def test_autoattack_is_its_four_parts_in_their_order() -> None:
-    assert ATTACKS["autoattack"].parts == ("apgd", "apgd_t", "fab_t", "square")
+    assert ATTACKS["autoattack"].parts == ("apgd", "apgd_t", "fab_t", "square(rescale=False)")
 
 
 def test_iterates_outside_the_ball_are_no_success() -> None:
@@ -244,3 +246,89 @@ def test_the_images_of_an_attack_are_those_its_columns_tell_of(protocol: str) ->
     if protocol == "standard":
         assert moved.tolist() == pytest.approx(columns["linf"].tolist())
         assert {-1, 0} < set(columns["first_success_step"].tolist()), "some stand, some are wrong, some fall"
+
+
+def test_a_sweep_goes_on_from_the_better_of_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[float] = []
+    whole = evaluate.start_attack
+
+    def watched(plan, logits, x, y, draws, start=None, at_once=None):  # type: ignore[no-untyped-def]
+        if start is not None:
+            starts.append(float((start - x).abs().max()))
+        return whole(plan, logits, x, y, draws, start, at_once)
+
+    monkeypatch.setattr(evaluate, "start_attack", watched)
+    weight, batch = anisotropic_weight(), random_batch(1)
+    model = classifier_of(at_distance(weight, batch.images, 0.5, "linf"))
+    plan = evaluate.make_plan(
+        parse_call("pgd(steps=1, step_size=0.01, random_start=False)"), protocol="standard",
+        threat=Threat("linf", 0.04), normalisation=NORMALISATION, restarts=1, seed=5, all_exits=False,
+        radii=(0.01, 0.02, 0.03, 0.04),
+    )  # fmt: skip
+    evaluate.attack(model, batch, plan, device="cpu")
+    # A fresh run moves a quarter of eps.  A warm one adds that to where it begins, and is the better one:
+    # 0.0025 of 0.01, drawn out to 0.005 of 0.02; 0.01 of it, drawn out to 0.015 of 0.03; 0.0225, to 0.03.
+    assert starts == pytest.approx([0.005, 0.015, 0.03], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("apgd(steps=0)", "steps must be a whole number from 1 up, got 0"),
+        ("apgd(steps=2.5)", "steps must be a whole number from 1 up, got 2.5"),
+        ("square(steps=True)", "steps must be a whole number from 1 up, got True"),
+        ("apgd_t(targets=0)", "targets must be a whole number from 1 up, got 0"),
+        ("pgd(steps=3, step_size=0.1, eot=0)", "eot must be a whole number from 1 up, got 0"),
+        ("pgd(steps=3, step_size=0.1, loss='cee')", "loss must be one of ce, dlr, margin, got 'cee'"),
+        ("apgd(random_start='no')", "random_start must be True or False, got 'no'"),
+        ("square(p=-1)", "p must be a share above 0, at most 1, got -1"),
+        ("mifgsm(steps=3, step_size=0.1, decay=-1)", "decay must be a number from 0 up, got -1"),
+    ],
+)
+def test_values_that_an_attack_cannot_take_are_refused_before_anything_runs(call: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_plan(call, Threat("linf", 0.1))
+
+
+def test_the_names_of_losses_are_those_there_are() -> None:
+    assert set(LOSS_NAMES) == set(LOSSES)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm", "apgd", "apgd_t", "fab_t", "square"])
+def test_attacks_cost_what_their_rows_say(name: str) -> None:
+    """Asked of a model that never falls; the pass over the clean images is nobody's."""
+    steps, targets = 10, 4
+    row = ATTACKS[name]
+    options = {"steps": steps, "step_size": 0.01} if row.iterative else {"steps": steps}
+    if name == "fgsm":
+        options = {}
+    if "targets" in row.cost:
+        options["targets"] = targets
+    shift = torch.arange(10.0).flip(0) + 100 * torch.nn.functional.one_hot(torch.tensor(0), 10)
+    model = classifier_of(lambda x: x.flatten(1).mean(1)[:, None] * shift + shift, classes=10)
+    batch = replace(random_batch(3), labels=torch.zeros(3, dtype=torch.int64))
+    call = f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})"
+    columns = evaluate.attack(model, batch, make_plan(call, Threat("linf", 0.01)), device="cpu")
+    forwards, backwards = spelled_out(row.cost, steps, targets)
+    assert columns["forwards"].tolist() == [1 + forwards] * 3
+    assert columns["backwards"].tolist() == [backwards] * 3
+
+
+def spelled_out(cost: str, steps: int, targets: int) -> tuple[int, int]:
+    """Return the forwards and backwards of a row's cost: "(steps + 1) + steps"."""
+    depths = np.cumsum([(letter == "(") - (letter == ")") for letter in cost])
+    at = next(k for k, letter in enumerate(cost) if letter == "+" and depths[k] == 0)
+    sides = (cost[:at], cost[at + 1 :])
+    text = [side.replace("2 steps", "2 * steps").replace(" x ", " * ") for side in sides]
+    forwards, backwards = (eval(side, {"steps": steps, "targets": targets}) for side in text)
+    return forwards, backwards
+
+
+def test_autoattack_costs_the_sum_of_its_parts() -> None:
+    totals = [0, 0]
+    for part in ATTACKS["autoattack"].parts:
+        row = ATTACKS[parse_call(part).name]
+        options = options_of(row)
+        cost = spelled_out(row.cost, options["steps"], options.get("targets", 0))
+        totals = [a + b for a, b in zip(totals, cost, strict=True)]
+    assert ATTACKS["autoattack"].cost.startswith(f"{totals[0]} + {totals[1]} ")

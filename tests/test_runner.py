@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from robustglimpse import evaluate, runner
 from robustglimpse.attacks import ATTACKS
 from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, UserError
 from robustglimpse.report.tables import eps_curve, eps_table, steps_table
-from robustglimpse.runner import Bench, bench, radii_of
+from robustglimpse.runner import Bench, bench, choose_device, radii_of
 from robustglimpse.store import read_outcomes, read_results
 
 MODEL = "mgnet-r18"
@@ -307,3 +308,12 @@ def test_one_eps_is_swept_in_equal_parts() -> None:
 def test_a_sweep_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         bench(replace(SWEEP, **change), tmp_path)  # type: ignore[arg-type]
+
+
+def test_convolutions_on_a_gpu_keep_f32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert choose_device("cpu") == "cpu"
+    assert torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == "cuda"
+    assert not torch.backends.cudnn.allow_tf32

@@ -12,7 +12,7 @@ from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.data import DATASETS
 from robustglimpse.data.augment import AUGMENTS, pipeline
 from robustglimpse.records import PROTOCOLS, Norm, Threat
-from robustglimpse.registry import resolve
+from robustglimpse.registry import parse_call, resolve
 from robustglimpse.rng import KeyedDraws
 
 OWN = [name for name, row in ATTACKS.items() if not row.parts]
@@ -88,6 +88,6 @@ def test_rows_say_what_they_are() -> None:
     for table in (ATTACKS, CORRUPTIONS, DATASETS, AUGMENTS):
         for row in table.values():
             parts = getattr(row, "parts", ())
-            assert set(parts) <= set(OWN)
+            assert {parse_call(part).name for part in parts} <= set(OWN)
             assert parts or callable(resolve(row))  # type: ignore[arg-type]
     assert list(PROTOCOLS) == ["plain", "standard", "paper", "adaptive"]

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hand_made import anisotropic_weight, attacked, batch_of, classifier_of, random_batch
+from hand_made import anisotropic_weight, attacked, batch_of, classifier_of, linear, make_plan, random_batch
 from torch import Tensor
 
 from robustglimpse.attacks import ATTACKS, AttackRow
 from robustglimpse.evaluate import FRESH, SURE, judge_clean
-from robustglimpse.records import Batch, Classifier, Threat
+from robustglimpse.records import Batch, Classifier, Norm, Threat
 
 WEIGHT = anisotropic_weight()
 
@@ -288,3 +288,102 @@ def test_a_model_at_random_is_not_nearest_by_luck_where_a_library_left_it(made_u
     made_up(brighter(0.05), may_leave=True, is_adapted=True)
     columns = attacked(moody(bright(0.5), 0.3), greys(60), "made_up", Threat("linf", 0.01))
     assert np.isnan(columns["nearest"]).all()
+
+
+def fragile(pixels: int, batch: Batch) -> Classifier:
+    """A linear model, right on the batch, whose gradient is NaN for so many pixels, its answers as ever."""
+    plain = linear(WEIGHT, 0.5 - float((batch.images / 255 * WEIGHT).flatten(1).sum(1).min()))
+
+    def logits(x: Tensor) -> Tensor:
+        return plain.logits(x) + torch.sqrt(0 * x.flatten(1)[:, :pixels]).sum(1)[:, None]
+
+    return classifier_of(logits)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm", "apgd", "fab_t"])
+def test_gradients_that_are_no_numbers_are_counted_as_lost(name: str, norm: Norm) -> None:
+    batch = random_batch(4)
+    eps = 0.2 if norm == "linf" else 2.0
+    call = {"fgsm": name, "apgd": "apgd(steps=7)", "fab_t": "fab_t(steps=7)"}.get(
+        name, f"{name}(steps=7, step_size={eps / 4})"
+    )
+    columns = attacked(fragile(192, batch), batch, call, Threat(norm, eps))
+    assert columns["zero_gradients"].tolist() == columns["backwards"].tolist()
+    assert (columns["zero_gradients"] > 0).all()
+    columns = attacked(fragile(1, batch), batch, call, Threat(norm, eps))
+    assert not columns["zero_gradients"].any(), "the other pixels lead as far as ever"
+    assert (columns["first_success_step"] > 0).all()
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("is_random", [False, True])
+def test_an_answer_that_is_no_number_is_wrong_whatever_the_label(label: int, is_random: bool) -> None:
+    def logits(x: Tensor) -> Tensor:
+        score = (x.flatten(1).mean(1) - 0.4) * 0 + (0.5 if label else -0.5)
+        is_lost = (x.flatten(1).mean(1) - 0.4).abs() > 0.01
+        return torch.stack([-score, score], 1).masked_fill(is_lost[:, None], torch.nan)
+
+    model = classifier_of(logits, is_random=is_random)
+    columns = attacked(model, greys(label=label), "square(steps=50)", Threat("linf", 0.1))
+    assert (columns["clean_pred"] == label).all()
+    assert (columns["pred"] == -1).all()
+    assert (columns["first_success_step"] > 0).all()
+
+
+def test_a_model_at_random_answers_alike_when_it_is_asked_the_same_again() -> None:
+    def logits(x: Tensor) -> Tensor:
+        score = x.flatten(1).mean(1) - 0.409 + 0.02 * torch.randn(len(x))
+        return torch.stack([-score, score], 1)
+
+    model = classifier_of(logits, is_random=True)
+    results = []
+    for drawn in (0, 3):
+        torch.rand(drawn)
+        before = torch.random.get_rng_state()
+        columns = attacked(model, greys(40), "pgd(steps=3, step_size=0.004)", Threat("linf", 0.01))
+        assert torch.equal(torch.random.get_rng_state(), before), "nobody else's draws are touched"
+        results.append({name: column.tolist() for name, column in columns.items()})
+    for name, column in results[0].items():
+        assert column == pytest.approx(results[1][name], nan_ok=True), name
+    assert len(set(results[0]["first_success_step"])) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_of_any_precision_are_judged(dtype: torch.dtype) -> None:
+    plain = linear(WEIGHT, -0.5)
+    model = classifier_of(lambda x: plain.logits(x).to(dtype))
+    batch = random_batch(4)
+    assert len(judge_clean(model, batch, device="cpu", all_exits=False)["pred"]) == 4
+    for call in (
+        "pgd(steps=2, step_size=0.1)",
+        "apgd(steps=3)",
+        "apgd_t(steps=3)",
+        "fab_t(steps=3)",
+        "square(steps=3)",
+    ):
+        columns = attacked(model, batch, call, Threat("linf", 0.2))
+        assert columns["margin"].dtype == np.float32
+
+
+def test_an_attack_that_makes_no_image_is_an_error(made_up: Any) -> None:
+    made_up(brighter())
+    with pytest.raises(ValueError, match="made_up made no image"):
+        attacked(bright(0.5), greys(), "made_up", Threat("linf", 0.1))
+
+
+def test_restarts_are_for_attacks_that_draw() -> None:
+    def restarts(call: str) -> int:
+        return make_plan(call, Threat("linf", 0.1), restarts=5).restarts
+
+    drawing = ("pgd(steps=2, step_size=0.1)", "apgd(steps=2)", "square(steps=2)", "autoattack")
+    assert [restarts(call) for call in drawing] == [5] * 4
+    steady = ("pgd(steps=2, step_size=0.1, random_start=False)", "fgsm(random_start=False)", "fab_t(steps=2)")
+    assert [restarts(call) for call in steady] == [1] * 3
+    model, batch, threat = bright(0.42), greys(40), Threat("linf", 0.1)
+    alone, many = (
+        attacked(model, batch, "square(steps=2)", threat, restarts=count)["first_success_step"] > 0
+        for count in (1, 5)
+    )
+    assert alone.sum() < many.sum()
+    assert many[alone].all()

@@ -38,7 +38,7 @@ from robustglimpse.store import write_file
 ATTACKS = {
     "apgd-ce": "apgd(steps=100)",
     "apgd-dlr": "apgd(steps=100, loss='dlr')",
-    "square": "square(steps=1000)",
+    "square": "square(steps=1000, rescale=False)",
     "standard": "autoattack",
 }
 

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from robustglimpse.records import Threat, UserError
@@ -27,6 +28,7 @@ class AttackRow:
     norms: those it is defined for.  iterative: takes `steps` and `step_size`, so that one run is a
     whole curve.  needs: what it reads of the model.  cost: forwards + backwards per sample.
     runs_long: takes many steps that are no curve, to its own end; judged once, by its worst iterate.
+    is_random: another restart is another attack even where it has no random_start.
     may_leave: its iterates may lie outside the ball, and only those inside count (minimal-norm attacks).
     parts: calls that are run in turn instead, each on what the ones before left standing.
     is_adapted: another library's.  options: what it takes and the defaults, where no function of ours tells.
@@ -41,6 +43,7 @@ class AttackRow:
     runs_long: bool = False
     may_leave: bool = False
     is_adapted: bool = False
+    is_random: bool = False
     parts: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -59,27 +62,52 @@ ATTACKS: dict[str, AttackRow] = {
         "Dong et al. 2018",
     ),
     "apgd": AttackRow(
-        "robustglimpse.attacks.apgd:apgd", ("linf", "l2"), False, "gradients", "(steps + 2) + (steps + 1)",
+        "robustglimpse.attacks.apgd:apgd", ("linf", "l2"), False, "gradients", "(steps + 1) + steps",
         "Croce & Hein 2020", True,
     ),
     "apgd_t": AttackRow(
         "robustglimpse.attacks.apgd:apgd_t", ("linf", "l2"), False, "gradients",
-        "targets x ((steps + 2) + (steps + 1))", "Croce & Hein 2020", True,
+        "(1 + targets x (steps + 1)) + targets x steps", "Croce & Hein 2020", True,
     ),
     "fab_t": AttackRow(
         "robustglimpse.attacks.fab:fab_t", ("linf", "l2"), False, "gradients",
-        "targets x 2 steps + targets x steps", "Croce & Hein 2020 (FAB)", True, True,
+        "(1 + targets x (2 steps + 1)) + targets x steps", "Croce & Hein 2020 (FAB)", True, True,
     ),
     "square": AttackRow(
         "robustglimpse.attacks.square:square", ("linf", "l2"), False, "scores", "steps + 0",
-        "Andriushchenko et al. 2020", True,
+        "Andriushchenko et al. 2020", True, is_random=True,
     ),
     "autoattack": AttackRow(
-        "", ("linf", "l2"), False, "gradients and scores", "about 7900 + 1900 if nothing breaks it",
-        "Croce & Hein 2020", True, True, parts=("apgd", "apgd_t", "fab_t", "square"),
+        "", ("linf", "l2"), False, "gradients and scores", "7821 + 1900 if nothing breaks it",
+        "Croce & Hein 2020", True, True, parts=("apgd", "apgd_t", "fab_t", "square(rescale=False)"),
     ),
 }  # fmt: skip
 
+
+def _is_anything(_: Any) -> bool:
+    return True
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+# What the arguments of our attacks may be.
+LOSS_NAMES = ("ce", "dlr", "margin")
+VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "decay": (lambda v: _is_number(v) and v >= 0, "a number from 0 up"),
+    "eot": (_is_count, "a whole number from 1 up"),
+    "loss": (lambda v: v in LOSS_NAMES, f"one of {', '.join(LOSS_NAMES)}"),
+    "p": (lambda v: _is_number(v) and 0 < v <= 1, "a share above 0, at most 1"),
+    "random_start": (lambda v: isinstance(v, bool), "True or False"),
+    "rescale": (lambda v: isinstance(v, bool), "True or False"),
+    "steps": (_is_count, "a whole number from 1 up"),
+    "targets": (_is_count, "a whole number from 1 up"),
+}
 
 # Arguments that the loop gives an attack that has them: they are no part of its call.
 TOLD = ("start", "at_once")
@@ -123,9 +151,14 @@ def check_call(call: Call, norm: str) -> AttackRow:
     if norm not in row.norms:
         raise UserError(f"{name} is defined for {' and '.join(row.norms)}, not {norm!r}")
     known = options_of(row)
-    for key, _ in call.arguments:
+    for key, value in call.arguments:
         if key not in known:
             raise UserError(f"{name} has no argument {key!r}; it takes {', '.join(known) or 'none'}")
+        if key == "steps" and row.iterative:
+            continue  # may be several: evaluate.steps_of
+        is_good, expected = VALUES.get(key, (_is_anything, ""))
+        if not is_good(value):
+            raise UserError(f"{name}: {key} must be {expected}, got {value!r}")
     return row
 
 

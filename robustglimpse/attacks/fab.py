@@ -106,6 +106,6 @@ def boundary_step(x: Tensor, missing: Tensor, gradient: Tensor, threat: Threat) 
     gained = (used_up + torch.where(points.isinf(), 0, points) * left).masked_fill(points.isinf(), torch.inf)
     at = torch.searchsorted(gained.contiguous(), missing.abs()[:, None]).clamp_max(weight.shape[1] - 1)
     t = (missing.abs()[:, None] - used_up.gather(1, at)) / left.gather(1, at).clamp_min(1e-38)
-    t = torch.where(t.isfinite(), t, 0)
+    t = t.nan_to_num(0.0, posinf=torch.finfo(t.dtype).max)  # out of reach: everything to its bound
     size = torch.minimum(t * (rate / weight.abs().clamp_min(1e-38)), room)
     return (direction * size).view_as(x) * scale

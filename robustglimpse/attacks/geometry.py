@@ -95,6 +95,8 @@ class L2Ball:
     def step(self, x: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         """Return x moved by size (one, or f32 [B,1,1,1]) along the gradient (of the scaled pixels)."""
         scaled = gradient * self.scale
+        # By the largest first: squares of small numbers are 0.
+        scaled = scaled / scaled.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         return x + size * self.scale * scaled / _norm(scaled).clamp_min(1e-12)
 
 

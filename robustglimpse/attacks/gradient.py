@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import ball, begin
-from robustglimpse.attacks.loss import INSTEAD, LOSSES, Objective, cross_entropy
+from robustglimpse.attacks.loss import INSTEAD, LEAST_SLOPE, LOSSES, Objective, cross_entropy
 from robustglimpse.records import Threat
 from robustglimpse.registry import find
 from robustglimpse.rng import KeyedDraws
 
 Logits = Callable[[Tensor], Tensor]
+RAISED = 1 / LEAST_SLOPE
 # An attack yields its iterate f32 [B,3,H,W], or [B,L,3,H,W] while it follows L ways side by side; it may be
 # sent bool [B], the samples to go on with.
 Iterates = Generator[Tensor, Tensor | None, None]
@@ -62,7 +63,7 @@ def pgd(
     allowed = ball(threat, x)
     x_adv = begin(allowed, x, draws, random_start, start)
     for _ in range(steps):
-        _, gradient = slope(logits, x_adv, y, objective, eot=eot)
+        _, gradient = slope(logits, x_adv, y, objective, eot=eot, raised=RAISED)
         x_adv = allowed.project(allowed.step(x_adv, gradient, step_size))
         keep = yield x_adv
         if keep is not None:
@@ -93,7 +94,7 @@ def mifgsm(
     x_adv = begin(allowed, x, draws, random_start, start)
     momentum = torch.zeros_like(x)
     for _ in range(steps):
-        _, gradient = slope(logits, x_adv, y, cross_entropy, eot=eot)
+        _, gradient = slope(logits, x_adv, y, cross_entropy, eot=eot, raised=RAISED)
         mean = gradient.abs().mean((1, 2, 3), keepdim=True)
         momentum = decay * momentum + gradient / mean.clamp_min(1e-30)
         x_adv = allowed.project(allowed.step(x_adv, momentum, step_size))
@@ -110,30 +111,21 @@ def slope(
     *,
     eot: int = 1,
     at_once: int | None = None,
+    raised: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return each sample's objective [B] and its gradient at x. Weights keep no gradient.
 
     labels: what the objective reads beside the logits.
     eot: the mean over so many passes, for models that answer at random (Athalye et al. 2018, sec. 3.3).
     at_once: the most images in a pass; None for all.
-    A sample whose gradient is exactly 0 gets that of INSTEAD's objective, where there is one.
+    raised: the gradient is multiplied by that, from the start of the way back: a power of two, for attacks
+        that read its direction alone.  Where a model is sure, f32's range ends before the first layer.
+    A sample whose objective is flat in the logits gets the gradient of INSTEAD's, where there is one.  Where
+    the gradient is no number it is 0, as where there is none: both count as lost (zero_gradients).
     """
-    value, gradient = _mean_slope(logits, x, labels, objective, eot, at_once)
-    instead = INSTEAD.get(objective)
-    if instead is not None:
-        is_flat = gradient.flatten(1).abs().amax(1) == 0
-        if is_flat.any():  # rare, so all samples go through once more
-            _, other = _mean_slope(logits, x, labels, instead, eot, at_once)
-            gradient = torch.where(is_flat[:, None, None, None], other, gradient)
-    return value, gradient
-
-
-def _mean_slope(
-    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, eot: int, at_once: int | None
-) -> tuple[Tensor, Tensor]:
     most = at_once or len(x)
     parts = list(zip(torch.split(x, most), torch.split(labels, most), strict=True))
-    passes = [[_slope(logits, *part, objective) for part in parts] for _ in range(eot)]
+    passes = [[_slope(logits, *part, objective, raised) for part in parts] for _ in range(eot)]
     values, gradients = zip(*(map(_joined, zip(*each, strict=True)) for each in passes), strict=True)
     if eot == 1:
         return values[0], gradients[0]
@@ -144,12 +136,26 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _slope(logits: Logits, x: Tensor, labels: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+def _slope(
+    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, raised: float
+) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         v = x.detach().requires_grad_()
-        value = objective(logits(v), labels)  # summed below: each sample's gradient at its own size
-        gradient = torch.autograd.grad(value.sum(), v)[0]
-    return value.detach(), gradient
+        answer = logits(v)
+        z = answer.detach().requires_grad_()
+        value = objective(z, labels)  # summed below: each sample's gradient at its own size
+        first = torch.autograd.grad(value.sum(), z)[0]
+        instead = INSTEAD.get(objective)
+        if instead is not None:
+            is_flat = (first == 0).all(1)
+            if is_flat.any():
+                other = torch.autograd.grad(instead(z, labels).sum(), z)[0]
+                first = torch.where(is_flat[:, None], other, first)
+                note_lost = getattr(logits, "note_lost", None)  # a Watched counts it
+                if note_lost is not None:
+                    note_lost(is_flat)
+        gradient = torch.autograd.grad(answer, v, first * raised)[0]
+    return value.detach(), gradient.nan_to_num(0.0)
 
 
 def ask(logits: Logits, x: Tensor, at_once: int | None = None) -> Tensor:

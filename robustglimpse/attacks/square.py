@@ -13,8 +13,8 @@ from robustglimpse.attacks.loss import margin
 from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
-# Andriushchenko et al. 2020, sec. 3: after so many queries the share of changed pixels halves.
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+# Andriushchenko et al. 2020, sec. 3: after so many of so many queries the share of changed pixels halves.
+HALVINGS, OF = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), 10_000
 BLOCK = 64  # so many queries draw their random numbers together
 
 
@@ -27,10 +27,13 @@ def square(
     *,
     steps: int = 5000,
     p: float = 0.8,
+    rescale: bool = True,
 ) -> Iterates:
     """Yield the image of each of `steps` queries; what lowers the margin is kept.
 
     x: f32 [B,3,H,W] in [0,1].  y: i64 [B].  p: the share of pixels that the first squares change.
+    rescale: fit the schedule by which squares shrink, made for 10 000 queries, to `steps`, as the source
+        does; AutoAttack does not, and its 5 000 are the first half of it.
     Every sample has squares of its own, anywhere in its image, of any aspect ratio.
     Source: Andriushchenko et al. 2020, algorithms 1 to 3.
     """
@@ -56,7 +59,8 @@ def square(
         if k % BLOCK == 0:
             # Two corners, a turn, and a sign for each channel.
             uniforms = draws.uniform(f"queries {k}", (BLOCK, 5 + x.shape[1])).to(x)
-        side = _side(p, k + 1, x.shape[2], x.shape[3], least=1 if linf else 3)
+        query = (k + 1) * OF // steps if rescale else k + 1
+        side = _side(p, query, x.shape[2], x.shape[3], least=1 if linf else 3)
         propose = _recolour if linf else _move_mass
         candidate = allowed.project(propose(x, best, uniforms[:, k % BLOCK], side, threat))
 

@@ -72,7 +72,7 @@ def wrap(
         normalised = (x - shift) / scale
         if channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
-        return _pick(module(normalised), output, name)
+        return _pick(module(normalised), output, name).float()  # f16 under autocast
 
     if classes is None:
         classes = finite_logits(logits, noise, name).shape[1]

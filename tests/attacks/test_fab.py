@@ -65,3 +65,16 @@ def test_channel_scales_measure_the_step() -> None:
     step = boundary_step(x, torch.ones(5), gradient, threat)
     sizes = step.abs().amax((0, 2, 3)) / torch.tensor(threat.scale)
     torch.testing.assert_close(sizes, sizes[:1].expand(3))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_pixel_that_nobody_reads_stops_nothing(norm: Norm) -> None:
+    x, gradient = draw(2)
+    gradient[:, 0, 0, 0] = 0
+    seen = gradient != 0
+    for missing in (1.0, 1e3, 1e6):
+        step = boundary_step(x, torch.full((5,), missing), gradient, Threat(norm, 1))
+        gained = (step * gradient).sum((1, 2, 3))
+        most = torch.where(gradient > 0, (1 - x) * gradient, -x * gradient).sum((1, 2, 3))
+        torch.testing.assert_close(gained, most.clamp_max(missing), rtol=1e-4, atol=1e-4)
+    assert not step[~seen].any()

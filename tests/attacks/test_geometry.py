@@ -133,3 +133,12 @@ def test_kept_samples_keep_their_ball(norm: Norm) -> None:
 def test_a_radius_that_is_none_is_refused(eps: float) -> None:
     with pytest.raises(ValueError, match="eps must be finite"):
         Threat("linf", eps)
+
+
+@pytest.mark.parametrize("share", [1e-30, 1e-20, 1e20])
+def test_an_l2_step_has_its_length_however_small_the_gradient(share: float) -> None:
+    allowed = ball(Threat("l2", 1.0, bounds=None), torch.zeros(2, 3, 4, 4))
+    gradient = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    step = allowed.step(torch.zeros(2, 3, 4, 4), gradient * share, 0.5)
+    torch.testing.assert_close(step.flatten(1).norm(dim=1), torch.full((2,), 0.5))
+    torch.testing.assert_close(step, allowed.step(torch.zeros(2, 3, 4, 4), gradient, 0.5))

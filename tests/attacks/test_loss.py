@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from robustglimpse.attacks.loss import (
+    LEAST_SLOPE,
     LOSSES,
     cross_entropy,
     dlr,
@@ -35,9 +36,9 @@ def test_log_odds_are_cross_entropy_on_a_longer_scale() -> None:
     torch.testing.assert_close(F.normalize(ours), F.normalize(theirs))
 
 
-def test_cross_entropy_is_torchs_where_that_has_digits_and_goes_on_where_it_has_none() -> None:
+def test_cross_entropy_is_torchs_where_that_has_digits_and_goes_on_by_its_tangent_where_it_has_none() -> None:
     y = torch.zeros(4, dtype=torch.int64)
-    logits = torch.tensor([[0.0, 0.0], [13.9, 0.0], [14.1, 0.0], [5000.0, 0.0]], requires_grad=True)
+    logits = torch.tensor([[0.0, 0.0], [13.86, 0.0], [13.87, 0.0], [5000.0, 0.0]], requires_grad=True)
     found, plain = cross_entropy(logits, y), F.cross_entropy(logits, y, reduction="none")
     assert torch.equal(found[:2], plain[:2])
     assert found.tolist() == sorted(found.tolist(), reverse=True)
@@ -45,7 +46,10 @@ def test_cross_entropy_is_torchs_where_that_has_digits_and_goes_on_where_it_has_
     (steep,), (flat,) = (torch.autograd.grad(v.sum(), logits) for v in (found, plain))
     assert torch.equal(steep[:2], flat[:2])
     assert not flat[3].any(), "nothing is left of torch's"
-    assert steep[3].tolist() == [-1.0, 1.0]
+    assert steep[2:].tolist() == [[-LEAST_SLOPE, LEAST_SLOPE]] * 2, (
+        "a power of two: gradients keep their bits"
+    )
+    torch.testing.assert_close(steep[2], flat[2], rtol=0.1, atol=0)
 
 
 def test_targeted_lead_is_the_targets_over_the_true_class() -> None:
@@ -107,3 +111,12 @@ def test_every_loss_rises_as_the_true_class_falls(name: str) -> None:
     values = [LOSSES[name](torch.tensor([[z, 1.0, 0.5, 0.0]]), y).item() for z in (3.0, 2.0, 1.2, 0.9)]
     assert values == sorted(values)
     assert len(set(values)) == 4
+
+
+def test_cross_entropy_has_no_step_where_its_tangent_takes_over() -> None:
+    odds = torch.linspace(-13.9, -13.8, 11).requires_grad_()
+    value = cross_entropy(torch.stack([0 * odds, odds], 1), torch.zeros(11, dtype=torch.int64))
+    gradient = torch.autograd.grad(value.sum(), odds)[0]
+    torch.testing.assert_close(gradient, odds.exp().detach(), rtol=0.1, atol=0)
+    assert (value[1:] >= value[:-1]).all()
+    assert value[-1] > value[0]

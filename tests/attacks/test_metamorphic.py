@@ -17,7 +17,7 @@ from robustglimpse.attacks import ATTACKS, can_start, options_of
 from robustglimpse.attacks.geometry import ROUNDING, ball
 from robustglimpse.evaluate import Columns, Turn, attack, in_turns, start_attack
 from robustglimpse.records import Batch, Classifier, Norm, Threat
-from robustglimpse.registry import Call
+from robustglimpse.registry import Call, parse_call
 from robustglimpse.rng import KeyedDraws
 
 CLASSES = 5
@@ -40,7 +40,8 @@ def call_of(name: str, eps: float, **options: Any) -> str:
 def _short_autoattack() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         row = ATTACKS["autoattack"]
-        parts = tuple(call_of(part, 0) for part in row.parts)
+        calls = map(parse_call, row.parts)
+        parts = tuple(call_of(call.name, 0, **dict(call.arguments)) for call in calls)
         patch.setitem(ATTACKS, "autoattack", replace(row, parts=parts))
         yield
 

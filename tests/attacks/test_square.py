@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustglimpse.attacks import square as attack_module
 from robustglimpse.attacks.square import _side, _window, square
 from robustglimpse.records import Norm, Threat
 from robustglimpse.rng import KeyedDraws
@@ -81,3 +82,23 @@ def test_squares_shrink_as_the_source_says() -> None:
     assert _side(0.8, 11, 32, 32, least=1) == 20  # half the area
     assert _side(0.8, 4000, 32, 32, least=1) == 4  # 3.6: 0.8 / 2^6 of it
     assert _side(0.8, 1, 4, 100, least=1) == 4, "never larger than the image"
+
+
+def test_the_schedule_is_fitted_to_the_number_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    def queries_asked(steps: int, **options: bool) -> list[int]:
+        asked: list[int] = []
+
+        def noted(p: float, query: int, height: int, width: int, *, least: int) -> int:
+            asked.append(query)
+            return _side(p, query, height, width, least=least)
+
+        monkeypatch.setattr(attack_module, "_side", noted)
+        x, y = torch.full((1, 3, 8, 8), 0.5), torch.ones(1, dtype=torch.int64)
+        draws = KeyedDraws(0, torch.arange(1))
+        for _ in square(is_bright, x, y, Threat("linf", 0.01), draws, steps=steps, **options):
+            pass
+        return asked
+
+    assert queries_asked(1000)[:3] == [10, 20, 30]
+    assert queries_asked(1000)[-1] == 9990
+    assert queries_asked(1000, rescale=False)[-1] == 999
