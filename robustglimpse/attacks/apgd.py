@@ -7,7 +7,6 @@ from torch import Tensor
 
 from robustglimpse.attacks.geometry import ball, begin
 from robustglimpse.attacks.gradient import (
-    RAISED,
     Iterates,
     Logits,
     by_sample,
@@ -101,7 +100,7 @@ def climb(
 ) -> Iterates:
     """Yield x after each step of Auto-PGD from x_adv up an objective (logits [B,K], labels -> [B])."""
     allowed = ball(threat, x)
-    value, gradient = slope(logits, x_adv, labels, objective, eot=eot, at_once=at_once, raised=RAISED)
+    value, gradient = slope(logits, x_adv, labels, objective, eot=eot, at_once=at_once, is_sized=False)
     before, best_x, best_value, best_gradient = x_adv, x_adv, value, gradient
     size = value.new_full((len(x), 1, 1, 1), 2 * threat.eps)
     gains = torch.zeros_like(value)
@@ -123,7 +122,7 @@ def climb(
             value, size, gains = value[keep], size[keep], gains[keep]
             was_halved, best_at_check = was_halved[keep], best_at_check[keep]
         last = value
-        value, gradient = slope(logits, x_adv, labels, objective, eot=eot, at_once=at_once, raised=RAISED)
+        value, gradient = slope(logits, x_adv, labels, objective, eot=eot, at_once=at_once, is_sized=False)
         gains = gains + (value > last)
         is_best = value > best_value
         best_value = torch.where(is_best, value, best_value)

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from robustglimpse.attacks.geometry import ball, begin
-from robustglimpse.attacks.loss import INSTEAD, LEAST_SLOPE, LOSSES, Objective, cross_entropy
+from robustglimpse.attacks.loss import INSTEAD, LOSSES, Objective, cross_entropy
 from robustglimpse.records import Threat
 from robustglimpse.registry import find
 from robustglimpse.rng import KeyedDraws
 
 Logits = Callable[[Tensor], Tensor]
-RAISED = 1 / LEAST_SLOPE
 # An attack yields its iterate f32 [B,3,H,W], or [B,L,3,H,W] while it follows L ways side by side; it may be
 # sent bool [B], the samples to go on with.
 Iterates = Generator[Tensor, Tensor | None, None]
@@ -63,7 +62,7 @@ def pgd(
     allowed = ball(threat, x)
     x_adv = begin(allowed, x, draws, random_start, start)
     for _ in range(steps):
-        _, gradient = slope(logits, x_adv, y, objective, eot=eot, raised=RAISED)
+        _, gradient = slope(logits, x_adv, y, objective, eot=eot, is_sized=False)
         x_adv = allowed.project(allowed.step(x_adv, gradient, step_size))
         keep = yield x_adv
         if keep is not None:
@@ -94,7 +93,7 @@ def mifgsm(
     x_adv = begin(allowed, x, draws, random_start, start)
     momentum = torch.zeros_like(x)
     for _ in range(steps):
-        _, gradient = slope(logits, x_adv, y, cross_entropy, eot=eot, raised=RAISED)
+        _, gradient = slope(logits, x_adv, y, cross_entropy, eot=eot, is_sized=False)
         mean = gradient.abs().mean((1, 2, 3), keepdim=True)
         momentum = decay * momentum + gradient / mean.clamp_min(1e-30)
         x_adv = allowed.project(allowed.step(x_adv, momentum, step_size))
@@ -111,21 +110,21 @@ def slope(
     *,
     eot: int = 1,
     at_once: int | None = None,
-    raised: float = 1.0,
+    is_sized: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return each sample's objective [B] and its gradient at x. Weights keep no gradient.
 
     labels: what the objective reads beside the logits.
     eot: the mean over so many passes, for models that answer at random (Athalye et al. 2018, sec. 3.3).
     at_once: the most images in a pass; None for all.
-    raised: the gradient is multiplied by that, from the start of the way back: a power of two, for attacks
-        that read its direction alone.  Where a model is sure, f32's range ends before the first layer.
+    is_sized: whether its size counts.  For its direction alone each sample's may be a power of two larger:
+        where a model is sure, f32's range ends before the way back does.
     A sample whose objective is flat in the logits gets the gradient of INSTEAD's, where there is one.  Where
     the gradient is no number it is 0, as where there is none: both count as lost (zero_gradients).
     """
     most = at_once or len(x)
     parts = list(zip(torch.split(x, most), torch.split(labels, most), strict=True))
-    passes = [[_slope(logits, *part, objective, raised) for part in parts] for _ in range(eot)]
+    passes = [[_slope(logits, *part, objective, is_sized or eot > 1) for part in parts] for _ in range(eot)]
     values, gradients = zip(*(map(_joined, zip(*each, strict=True)) for each in passes), strict=True)
     if eot == 1:
         return values[0], gradients[0]
@@ -137,7 +136,7 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def _slope(
-    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, raised: float
+    logits: Logits, x: Tensor, labels: Tensor, objective: Objective, is_sized: bool
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         v = x.detach().requires_grad_()
@@ -154,7 +153,10 @@ def _slope(
                 note_lost = getattr(logits, "note_lost", None)  # a Watched counts it
                 if note_lost is not None:
                     note_lost(is_flat)
-        gradient = torch.autograd.grad(answer, v, first * raised)[0]
+        if not is_sized:  # exact: the largest slope of each sample is raised to about 1
+            exponent = torch.frexp(first.abs().amax(1, keepdim=True)).exponent
+            first = torch.ldexp(first, (-exponent).clamp_min(0))
+        gradient = torch.autograd.grad(answer, v, first)[0]
     return value.detach(), gradient.nan_to_num(0.0)
 
 

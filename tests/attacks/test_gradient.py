@@ -11,7 +11,7 @@ from torch import Tensor
 from robustglimpse.attacks.apgd import apgd, apgd_t
 from robustglimpse.attacks.fab import fab_t
 from robustglimpse.attacks.gradient import Logits, fgsm, mifgsm, pgd, slope
-from robustglimpse.attacks.loss import dlr, log_odds
+from robustglimpse.attacks.loss import cross_entropy, dlr, log_odds
 from robustglimpse.records import Threat
 from robustglimpse.rng import KeyedDraws
 
@@ -126,3 +126,36 @@ def test_momentum_is_a_decaying_sum_of_gradients_of_one_size(decay: float, expec
     )  # fmt: skip
     found = [float(x_adv.mean() - 0.5) / 0.0625 for x_adv in run]
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_gradient_for_its_direction_alone_is_raised_by_a_power_of_two_into_f32s_range() -> None:
+    x, y = torch.rand(3, 3, 8, 8), torch.zeros(3, dtype=torch.int64)
+    sure = torch.tensor([1.0, 12.0, 40.0])[:, None]  # how far the true class leads
+    faint = torch.tensor([1.0, 1e-20, 1e-38])[:, None, None, None]
+
+    def logits(v: Tensor) -> Tensor:
+        score = (v * WEIGHT * faint).flatten(1).sum(1)
+        return torch.stack([-score, score], 1) + torch.cat([sure, -sure], 1) / 2
+
+    _, sized = slope(logits, x, y, cross_entropy)
+    _, raised = slope(logits, x, y, cross_entropy, is_sized=False)
+    factor = (raised / sized)[:2].flatten(1)
+    assert (factor == factor[:, :1]).all()
+    assert torch.frexp(factor[:, 0]).mantissa.tolist() == [0.5, 0.5], "a power of two"
+    tiny = torch.finfo(torch.float32).tiny
+    assert (sized[2].abs() < tiny).all()
+    assert (raised[2].abs() > tiny / 100).any()
+    assert torch.equal(raised[2].sign(), WEIGHT.sign())
+    # Never to more than a slope of log-odds: half precision holds that.
+    assert float(raised[0].abs().max()) <= 4 * float(WEIGHT.abs().max())
+
+
+def test_half_precision_is_not_driven_out_of_its_range() -> None:
+    x, y = torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
+
+    def logits(v: Tensor) -> Tensor:
+        score = (v.half() * WEIGHT.half()).flatten(1).sum(1)
+        return torch.stack([-score, score], 1).float()
+
+    _, gradient = slope(logits, x, y, cross_entropy, is_sized=False)
+    assert (gradient.abs() > 0).all()
