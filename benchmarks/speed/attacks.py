@@ -11,27 +11,25 @@ Everybody attacks the same glimpse-digits images, none of which is dropped: labe
 predictions.  The contenders take turns, round after round, so that a busy machine is busy for all; a
 ratio is the median over rounds of that round's ratio.  The rows:
 
-    bare limit           forward and input gradient of our frozen network (channels-last, batch norms
-                         merged), nothing else
+    bare limit           forward and input gradient of our frozen network (packed, batch norms merged),
+                         nothing else
     pgd                  robustglimpse.attacks.gradient.pgd
     bare limit, judged   the bare limit and two forward passes: the clean verdict and the last one
     pgd, judged          evaluate.attack under the `paper` protocol: clean verdict, every iterate judged
     torchattacks         on the model as its users have it: NCHW, weights that require gradients
     foolbox              likewise
-    ..., our network     the same library on the frozen channels-last network
+    ..., our network     the same library on the frozen network
 
 A peer that is not installed is left out, with a note on stderr.
 
-Measured on 2026-11-23, one thread of a two-core AVX-512 Xeon, torch 2.14.1, torchattacks 3.5.1, foolbox
-3.3.4, `--threads 1 --rounds 3` (ms a step, and `pgd / it`):
+Measured on 2026-11-26, one thread of a two-core Zen 5 with other work on it, torch 2.14.1, torchattacks
+3.5.1, foolbox 3.3.4, `--threads 1 --rounds 3 --clock cpu` (ms a step, and `pgd / it`):
 
-    ffnet-r18   bare 449 (1.02)   pgd 459   torchattacks 429 (1.07)   foolbox  630 (0.73)
-    mgnet-r18   bare 388 (0.97)   pgd 369   torchattacks 707 (0.52)   foolbox 1238 (0.30)
+    ffnet-r18   bare 207 (1.02)   pgd 209   torchattacks 305 (0.69)   foolbox 421 (0.50)
+    mgnet-r18   bare 161 (1.01)   pgd 162   torchattacks 257 (0.63)   foolbox 424 (0.38)
 
-Channels-last convolutions are the slower ones here for ResNet-18 at 64 px, whose last maps are 2 x 2: see
-"torchattacks, our network" (461) beside "torchattacks".  In a trained MGNet
-the gradient of an unattended glimpse falls below f32's normal range, where arithmetic is several times
-slower: ours is raised out of it, theirs is not.
+Our frozen network is packed (models.packed), so that a library that attacks it gains as much.  The fewer
+images, the more: see benchmarks/speed/autoattack.py.
 """
 
 from __future__ import annotations

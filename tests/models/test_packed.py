@@ -170,3 +170,24 @@ def test_copies_and_pickles_leave_packed_weights_behind() -> None:
 def test_batch_norms_must_be_merged() -> None:
     with pytest.raises(ValueError, match="batch norms are merged"):
         PackedBackbone(Backbone("resnet18").eval())
+
+
+def test_operators_that_are_missing_or_answer_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, gradient = packed._Conv.answer, packed._Conv.gradient
+
+    def missing(*_: object) -> Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise'")
+
+    wrong = {
+        "answer": [missing, lambda *parts: answer(*parts) * 1.01],
+        "gradient": [missing, lambda *parts: gradient(*parts) * 1.01],
+    }
+    for name, instead in wrong.items():
+        for function in instead:
+            with monkeypatch.context() as patch:
+                patch.setattr(packed._Conv, name, function)
+                assert not can_pack.__wrapped__()
+    before = torch.random.get_rng_state()
+    with torch.inference_mode():
+        assert can_pack.__wrapped__() is can_pack()
+    assert torch.equal(torch.random.get_rng_state(), before)
