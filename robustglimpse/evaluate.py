@@ -115,7 +115,8 @@ def make_plan(
         )
         for part in row.parts
     )  # fmt: skip
-    if not (parts or options.get("random_start") or row.is_random):
+    usual = dict(row.options).get("random_start")
+    if not (parts or options.get("random_start", usual) or row.is_random):
         restarts = 1  # all would be alike
     call = Call(text.name, tuple(sorted(options.items())))
     keeps_last = "last" in chosen.judges and not (row.runs_long or radii)
@@ -129,7 +130,7 @@ def make_plan(
 def steps_of(value: Any) -> tuple[int, ...]:
     """Return the step counts in a call's `steps`: one or several whole numbers from 1, sorted."""
     values = value if isinstance(value, list | tuple) else (value,)
-    if not values or not all(isinstance(s, int) and s >= 1 for s in values):
+    if not values or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in values):
         raise UserError(
             f"steps must be whole numbers from 1 up, got {value!r}; for example --steps 1,2,4,8,16"
         )
@@ -176,9 +177,11 @@ def attack(
     device: str,
     at_once: int | None = None,
     before: Columns | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> Columns:
     """Return the outcome columns of a batch under attack.
 
+    on_step: told after each step how many are done.
     at_once: the most images in a pass where an attack goes several ways side by side; None for a batch.
     before: the columns that an attack before this one left; it is judged together with it.
     Samples that are wrong before are not attacked and count as fooled at step 0.  Raises ValueError
@@ -187,6 +190,7 @@ def attack(
     last_at = plan.steps if plan.keeps_last else ()
     with _own_draws(classifier, str(plan), batch):
         trial = _Trial(classifier, batch, last_at, device, plan.all_exits, at_once, before)
+        trial.on_step = on_step
         if plan.radii:
             trial.sweep(plan)
         else:
@@ -288,6 +292,7 @@ class _Trial:
         self.best_x: Tensor | None = None
         self.best_margin: Tensor | None = None
         self.start: Tensor | None = None
+        self.on_step: Callable[[int], None] | None = None
         self.kept: Tensor | None = None  # the images that the columns tell of, where somebody wants them
         self.x = batch.images.to(device).float() / 255
         self.y = batch.labels.to(device)
@@ -425,6 +430,8 @@ class _Trial:
                 now = self._drawn_back(rows, now, plan.threat, watched)
             self._charge(rows, watched, spent, ways=now.shape[1:-3].numel())
             step += 1
+            if self.on_step is not None:
+                self.on_step(step)
             staying = self._budget(plan)[rows] >= step
             if staying.all():
                 keep, before = None, now

@@ -65,11 +65,8 @@ class _Log:
 
     def __call__(self, done: float, note: str = "") -> None:
         now = time.monotonic()
-        if now - self._last < LOG_EVERY_S or not done:
+        if now - self._last < LOG_EVERY_S:
             return
         self._last = now
-        left_s = (now - self._start) * (self._total - done) / done
-        share = done / self._total
-        print(
-            f"{self._title}: {share:.0%} ({left_s:.0f} s left) {note}".rstrip(), file=sys.stderr, flush=True
-        )
+        left = f" ({(now - self._start) * (self._total - done) / done:.0f} s left)" if done else ""
+        print(f"{self._title}: {done / self._total:.0%}{left} {note}".rstrip(), file=sys.stderr, flush=True)

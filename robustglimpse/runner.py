@@ -25,8 +25,18 @@ from robustglimpse.data import DATASETS, Dataset, load_data
 from robustglimpse.models import is_from_outside, load_model
 from robustglimpse.models.preflight import PROBES, check_model, right_if_prepared
 from robustglimpse.progress import Progress, progress
-from robustglimpse.records import SCHEMA, Batch, Cell, Classifier, Estimate, Norm, Threat, UserError
-from robustglimpse.registry import Call, parse_call, parse_fraction
+from robustglimpse.records import (
+    PROTOCOLS,
+    SCHEMA,
+    Batch,
+    Cell,
+    Classifier,
+    Estimate,
+    Norm,
+    Threat,
+    UserError,
+)
+from robustglimpse.registry import Call, find, parse_call, parse_fraction
 from robustglimpse.rng import KeyedDraws
 from robustglimpse.stats import wilson
 from robustglimpse.store import Columns, Provenance, Row, Store, is_correct
@@ -34,6 +44,7 @@ from robustglimpse.store import Columns, Provenance, Row, Store, is_correct
 CLEAN = "clean"
 EPS_PARTS = 8  # of a sweep over eps that names the largest alone
 CHANCE_BATCH = 64  # images on which another preparation is tried
+LOST = 0.1  # the share of gradients that may be lost on what stands without a word
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,12 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
     """Yield the clean cell and the attack cells of every model, all arguments checked."""
     radii = radii_of(asked)
     threat = Threat(asked.norm, radii[-1] if radii else _positive(asked.eps, "eps"))
+    for what, value in (("eps", threat.eps), ("step size", _positive(asked.step_size, "step size"))):
+        if asked.norm == "linf" and value > 1:
+            raise UserError(
+                f"linf {what} must be at most 1, in [0,1] pixel units, got {value:g}; "
+                f"did you mean {value:g}/255?"
+            )
     evaluate.steps_of(asked.steps)
     calls = [with_defaults(parse_call(text), asked) for text in asked.attacks]
     for name, classifier, dataset in load_pairs(asked, device):
@@ -207,15 +224,33 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
         yield Work(clean, classifier, dataset, provenance)
         for call in calls:
             for protocol in dict.fromkeys(asked.protocols):
+                told = _as_protocol_starts(call, protocol)
                 plan = evaluate.make_plan(
-                    call, protocol=protocol, threat=threat, normalisation=classifier.normalisation,
+                    told, protocol=protocol, threat=threat, normalisation=classifier.normalisation,
                     restarts=asked.restarts, seed=asked.seed, all_exits=asked.all_exits, radii=radii,
                 )  # fmt: skip
-                swept = Call(call.name, (*call.arguments, ("radii", list(radii)))) if radii else call
+                swept = Call(told.name, (*told.arguments, ("radii", list(radii)))) if radii else told
                 attacked = replace(
                     cell, perturb=str(swept), threat=plan.threat, protocol=protocol, restarts=plan.restarts
                 )
                 yield Work(attacked, classifier, dataset, provenance, plan)
+
+
+def _as_protocol_starts(call: Call, protocol: str) -> Call:
+    """Return the call; a library's that leaves its start open begins at the image where the protocol does."""
+    starts = find(PROTOCOLS, protocol, kind="protocol", listing="protocols").random_start
+    return call if starts else adapted_defaults(call, random_start=False)
+
+
+def steps_unused(asked: Bench) -> list[str]:
+    """Return a line for every attack that `steps` is not for, where somebody asked for some."""
+    lines = []
+    for call in map(canonical, map(parse_call, asked.attacks)):
+        row = ATTACKS.get(call.name)
+        if row is not None and row.runs_long and asked.steps != Bench.steps and call.get("steps") is None:
+            instead = "has its own numbers of steps" if row.parts else f"takes its own: {call.name}(steps=N)"
+            lines.append(f"{call.name}: --steps is for attacks whose every step is reported; it {instead}")
+    return lines
 
 
 def radii_of(asked: Bench) -> tuple[float, ...]:
@@ -366,8 +401,8 @@ def match_classes(dataset: Dataset, classifier: Classifier) -> Dataset:
     return replace(dataset, labels=place[dataset.labels], classes=ours)
 
 
-def _tell(report: Progress, before: int, note: str, finished: float) -> None:
-    report(before + finished, note)
+def _tell(report: Progress, before: int, note: str, finished: float, detail: str = "") -> None:
+    report(before + finished, f"{note}{detail}")
 
 
 def _run_group(group: Sequence[Work], store: Store, device: str, tell: Callable[[float], None]) -> None:
@@ -397,30 +432,30 @@ def _run_group(group: Sequence[Work], store: Store, device: str, tell: Callable[
         _finish(w, store, whole, sum(seconds for _, seconds in done.values()), device)
 
 
-def _run_attack(
-    w: Work, plan: evaluate.Plan, store: Store, device: str, tell: Callable[[float], None]
-) -> None:
+def _run_attack(w: Work, plan: evaluate.Plan, store: Store, device: str, tell: Callable[..., None]) -> None:
     """Run what is missing of an attack's turns, then write outcomes and rows; tell how many images are done.
 
     Each part of an attack counts as its share of them, whoever it still has to try.
     """
     done = store.parts(w.cell, w.provenance)
     total = len(w.dataset.labels)
-    seconds = 0.0
+    seconds = share = 0.0
 
     def run(turn: evaluate.Turn) -> Columns:
-        nonlocal seconds
+        nonlocal seconds, share
         at = turn.part, int(turn.rows[0])
         if at not in done:
             start = time.perf_counter()
             columns = evaluate.attack(
                 w.classifier, w.dataset.batch(turn.rows), turn.plan, device=device,
                 at_once=w.cell.batch_size, before=turn.before,
+                on_step=lambda step: tell(total * share, f", {turn.plan.attack.name} step {step}"),
             )  # fmt: skip
             done[at] = columns, time.perf_counter() - start
             store.save_part(w.cell, w.provenance, at, *done[at])
         seconds += done[at][1]
-        tell(total * turn.done)
+        share = turn.done
+        tell(total * share)
         return done[at][0]
 
     columns = evaluate.in_turns(plan, total, w.cell.batch_size, run)
@@ -434,6 +469,26 @@ def _finish(w: Work, store: Store, columns: Columns, seconds: float, device: str
     store.finish(w.cell, w.provenance, columns, result_rows(w, columns, seconds, device))
     if w.plan is None and w.corruption is None:
         _warn_of_chance(w, columns, device)
+        if w.classifier.meta.get("is_random"):
+            print(
+                f"{w.cell.model}: answers at random; judged by the vote of {evaluate.FRESH} passes, and of "
+                f"{evaluate.SURE} more where those are wrong",
+                file=sys.stderr,
+            )
+    if w.plan is not None:
+        _warn_of_lost_gradients(w, columns)
+
+
+def _warn_of_lost_gradients(w: Work, columns: Columns) -> None:
+    """Say on stderr where images stand that an attack had hardly a gradient for."""
+    standing = columns["first_success_step"] == -1
+    backwards, lost = (int(columns[name][standing].sum()) for name in ("backwards", "zero_gradients"))
+    if lost > LOST * backwards:
+        print(
+            f"{w.note}: {lost / backwards:.0%} of the gradients on what stands were zero or no number "
+            "(zero_gradients); that is no robustness: try --attack square, or --protocol adaptive",
+            file=sys.stderr,
+        )
 
 
 def _warn_of_chance(w: Work, columns: Columns, device: str) -> None:

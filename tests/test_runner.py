@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,11 +15,11 @@ import pandas as pd
 import pytest
 import torch
 
-from robustglimpse import evaluate, runner
+from robustglimpse import evaluate, from_tensors, runner, wrap
 from robustglimpse.attacks import ATTACKS
 from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, UserError
 from robustglimpse.report.tables import eps_curve, eps_table, steps_table
-from robustglimpse.runner import Bench, bench, choose_device, radii_of
+from robustglimpse.runner import Bench, bench, choose_device, radii_of, steps_unused
 from robustglimpse.store import read_outcomes, read_results
 
 MODEL = "mgnet-r18"
@@ -317,3 +319,78 @@ def test_convolutions_on_a_gpu_keep_f32(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == "cuda"
     assert not torch.backends.cudnn.allow_tf32
+
+
+def test_ctrl_c_says_that_the_run_can_go_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-c", "from robustglimpse.cli import main; main()", "bench", "--model", "mgnet-r18",
+        "--attack", "square", "--out", str(tmp_path), "--device", "cpu",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("cells/*")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on from here" in err
+    assert "Traceback" not in out + err
+
+
+def test_steps_are_told_to_be_unused_where_they_are() -> None:
+    def lines(*attacks: str, **fields: Any) -> list[str]:
+        return steps_unused(Bench(("mgnet-r18",), attacks=attacks, **fields))
+
+    assert lines("pgd", "apgd", "autoattack") == []
+    assert lines("pgd", "fgsm", "apgd(steps=5)", "native:square", "autoattack", steps=(3,)) == [
+        "square: --steps is for attacks whose every step is reported; it takes its own: square(steps=N)",
+        "autoattack: --steps is for attacks whose every step is reported; it has its own numbers of steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"eps": "8"}, "linf eps must be at most 1, in [0,1] pixel units, got 8; did you mean 8/255?"),
+        (
+            {"step_size": "2"},
+            "linf step size must be at most 1, in [0,1] pixel units, got 2; did you mean 2/255?",
+        ),
+        ({"attacks": ("pgd(steps=True)",)}, "steps must be whole numbers from 1 up, got True"),
+        ({"attacks": ("pgd(step_size='1/255')",)}, "step_size must be a number above 0"),
+    ],
+)
+def test_what_no_image_holds_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        bench(Bench(("ffnet-r18",), limit=2, device="cpu", **fields), tmp_path)
+
+
+def blind(weight: float) -> Any:
+    """A linear classifier whose answers are cut off from their images."""
+
+    class Blind(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            score = x.detach().flatten(1).mean(1) - weight
+            return torch.stack([-score, score], 1)
+
+    return wrap(Blind(), name="blind", classes=2, size_px=8)
+
+
+def test_robustness_without_gradients_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.7
+    data = from_tensors(images, torch.ones(8, dtype=torch.int64), name="bright")
+    bench(Bench((blind(0.5),), steps=(2,), data=data, device="cpu"), tmp_path)
+    told = capsys.readouterr().err
+    assert "100% of the gradients on what stands were zero or no number (zero_gradients)" in told
+
+
+class Unsteady(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = x.flatten(1).mean(1) - 0.5 + 0.001 * torch.randn(len(x))
+        return torch.stack([-score, score], 1)
+
+
+def test_a_model_that_answers_at_random_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = from_tensors(torch.full((4, 3, 8, 8), 0.9), torch.ones(4, dtype=torch.int64), name="bright")
+    model = wrap(Unsteady(), name="unsteady", classes=2, size_px=8)
+    bench(Bench((model,), attacks=("fgsm",), data=data, device="cpu"), tmp_path)
+    assert "unsteady: answers at random; judged by the vote of 10 passes" in capsys.readouterr().err

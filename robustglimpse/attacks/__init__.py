@@ -105,6 +105,7 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "p": (lambda v: _is_number(v) and 0 < v <= 1, "a share above 0, at most 1"),
     "random_start": (lambda v: isinstance(v, bool), "True or False"),
     "rescale": (lambda v: isinstance(v, bool), "True or False"),
+    "step_size": (lambda v: _is_number(v) and v > 0, "a number above 0, in the units of eps, such as 0.004"),
     "steps": (_is_count, "a whole number from 1 up"),
     "targets": (_is_count, "a whole number from 1 up"),
 }
@@ -192,7 +193,7 @@ def takes(call: Call, argument: str) -> bool:
 def adapted_defaults(
     call: Call, *, steps: int | None = None, step_size: float | None = None, random_start: bool | None = None
 ) -> Call:
-    """Return a library's call by our argument names, telling the steps, their size and the start it has.
+    """Return a library's call by our argument names, telling the steps and their size that it has.
 
     An attack that takes both steps and their size, as our own iterative ones, gets what is given here where
     the call leaves it open; others, and where None is given, the library's own.  A call of ours comes back

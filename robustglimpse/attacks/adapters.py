@@ -146,10 +146,10 @@ def in_our_names(found: Adapted, call: Call) -> dict[str, Any]:
 def with_defaults(
     found: Adapted, call: Call, *, steps: int | None, step_size: float | None, random_start: bool | None
 ) -> Call:
-    """Return the call by our names, telling its steps, their size and its start even where it left them open.
+    """Return the call by our names, telling its steps and their size even where it left them open.
 
-    An attack that takes both steps and their size gets those given here, as our own iterative ones do; any
-    other keeps what its name means, the library's defaults.  Where None is given too.
+    An attack that takes both gets those given here, as our own iterative ones do; any other keeps what its
+    name means, the library's defaults.  Where None is given too: of random_start nothing is told then.
     """
     given = in_our_names(found, call)
     ours = {"steps": steps, "step_size": step_size, "random_start": random_start}
@@ -158,7 +158,7 @@ def with_defaults(
     for key, value in ours.items():
         default = found.options.get(key)
         is_open = found.iterative or default is Parameter.empty
-        told = value if is_open and value is not None else default
+        told = value if is_open and value is not None else None if key == "random_start" else default
         if key in found.own and told not in (None, Parameter.empty):
             given.setdefault(key, told)
     return Call(call.name, tuple(sorted(given.items())))

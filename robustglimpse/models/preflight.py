@@ -29,10 +29,10 @@ PREPARATIONS: Mapping[str, tuple[Channels, Channels]] = {
 def check_model(classifier: Classifier, images: Tensor) -> Classifier:
     """Return the classifier with meta["is_random"], once it has answered images as a model should.
 
-        images: f32 [B,3,H,W] in [0,1], on the model's device; the first few are used, noise or real ones.
-        It must give finite logits [B,K] in which every image has its own, the same in any batch.  A model
+    images: f32 [B,3,H,W] in [0,1], on the model's device; the first few are used, noise or real ones.
+    It must give finite logits [B,K] in which every image has its own, the same in any batch.  A model
     that answers the same batch otherwise each time is random: what its batch does cannot be told then.
-        Raises UserError for others.  The global random state stays as it was.
+    Raises UserError for others.  The global random state stays as it was.
     """
     x, name = images[:PROBES], classifier.name
     is_random = bool(classifier.meta.get("is_random"))
@@ -46,7 +46,9 @@ def check_model(classifier: Classifier, images: Tensor) -> Classifier:
                 f"{list(together.shape)}; say how many with classes={together.shape[1]}"
             )
         is_random = is_random or _varies(classifier, x, together, REPEATS)
-        if not is_random and not _is_alone_alike(classifier, x[:1], together[:1]):
+        if not is_random and not all(
+            _is_alone_alike(classifier, x[k : k + 1], together[k : k + 1]) for k in {0, len(x) - 1}
+        ):
             is_random = _varies(classifier, x, together, MORE_REPEATS)  # it may throw but one coin
             if not is_random:
                 raise UserError(

@@ -60,7 +60,7 @@ def wrap(
     output: which part of what it returns holds the logits, where that is a tuple or a dict.
     channels_last: run in that memory layout, in which convolutions are faster; not all modules can.
     It has one exit, so all surrogates share one gradient.  Its hash is that of its parameters and buffers,
-    and of mean, std and output.
+    of mean, std and output, and of the files with the code of its modules, those of installed packages aside.
     Raises UserError where images of noise do not give finite logits that are their own (see check_model).
     """
     layout = torch.channels_last if channels_last else torch.preserve_format
@@ -122,10 +122,26 @@ def _shape(part: Any) -> str:
 
 def _hash(module: nn.Module, settings: str) -> str:
     digest = hashlib.sha256(f"{type(module).__name__} {settings}\n".encode())
+    for path in sorted(_own_files(module)):
+        digest.update(path.read_bytes())
     for key, value in sorted(module.state_dict().items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _own_files(module: nn.Module) -> set[Path]:
+    """Return the files that define a module and its parts, those of installed packages aside."""
+    files = set()
+    for kind in {type(part) for part in module.modules()}:
+        try:
+            path = Path(inspect.getfile(kind)).resolve()
+        except (OSError, TypeError):  # made in a notebook or a shell
+            continue
+        is_installed = {"site-packages", "dist-packages"} & set(path.parts)
+        if not is_installed and kind.__module__.partition(".")[0] != "robustglimpse" and path.is_file():
+            files.add(path)
+    return files
 
 
 # Call strings

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from robustglimpse.attacks import (
 )
 from robustglimpse.attacks.geometry import ball
 from robustglimpse.cli import Listing, _listing
+from robustglimpse.compare import compare
 from robustglimpse.models.surrogates import surrogates
 from robustglimpse.records import Batch, Classifier, Norm, Threat, UserError
 from robustglimpse.registry import parse_call
@@ -468,21 +470,40 @@ def test_bench_runs_three_libraries_beside_our_own(tmp_path: Path) -> None:
     assert again["cell"].tolist() == results["cell"].tolist()
 
 
+@pytest.mark.parametrize("library", ["torchattacks:PGD", "foolbox:LinfPGD"])
+def test_a_comparison_begins_at_the_image_as_the_plain_protocol_does(library: str, tmp_path: Path) -> None:
+    if find_spec(library.partition(":")[0]) is None:
+        pytest.skip("the library is not installed")
+    asked = Bench(
+        models=("ffnet-r18",), attacks=("native:pgd", library), steps=(8,), step_size="2/255", eps="16/255",
+        limit=16, device="cpu",
+    )  # fmt: skip
+    frame = compare(asked, tmp_path / "compare")
+    assert frame["other_verdicts"].tolist() == [0, 0]
+    assert frame["other_predictions"].tolist() == [0, 0]
+    plain = bench(replace(asked, protocols=("plain", "standard")), tmp_path / "bench")
+    theirs = plain[(plain["attack"] == library) & (plain["kind"] == "attack")].set_index("protocol")
+    assert theirs.loc["plain", "accuracy"] == frame["accuracy"][1]
+    records = [
+        tmp_path / "bench" / "cells" / f"{theirs.loc[name, 'cell']}.json" for name in ("plain", "standard")
+    ]
+    told = ["random_start=False" in record.read_text() for record in records]
+    assert told == [True, False], "where the protocol starts at random it is the library's own default"
+
+
 def test_what_a_call_leaves_open_is_filled_in_as_for_ours() -> None:
     def filled(text: str) -> str:
         return str(adapted_defaults(parse_call(text), steps=40, step_size=0.01))
 
     assert filled("native:pgd") == "pgd"
     if find_spec("torchattacks"):
-        assert filled("torchattacks:PGD") == "torchattacks:PGD(random_start=True, step_size=0.01, steps=40)"
+        assert filled("torchattacks:PGD") == "torchattacks:PGD(step_size=0.01, steps=40)"
         assert filled("torchattacks:BIM(alpha=0.02)") == "torchattacks:BIM(step_size=0.02, steps=40)"
         assert filled("torchattacks:APGD") == "torchattacks:APGD(steps=10)", "its own: it takes no step size"
         assert filled("torchattacks:CW") == "torchattacks:CW(steps=50)"
         assert filled("torchattacks:FGSM") == "torchattacks:FGSM"
     if find_spec("foolbox"):
-        assert filled("foolbox:LinfPGD(rel_stepsize=0.1)") == (
-            "foolbox:LinfPGD(random_start=True, rel_stepsize=0.1, steps=40)"
-        )
+        assert filled("foolbox:LinfPGD(rel_stepsize=0.1)") == ("foolbox:LinfPGD(rel_stepsize=0.1, steps=40)")
         assert filled("foolbox:VirtualAdversarialAttack").endswith("(steps=40)")
         assert filled("foolbox:BoundaryAttack") == "foolbox:BoundaryAttack(steps=25000)"
     if find_spec("pyautoattack"):

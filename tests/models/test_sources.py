@@ -23,7 +23,7 @@ from torchvision.models import resnet18
 
 from robustglimpse.data import from_loader, from_tensors
 from robustglimpse.data.folders import CIFAR10_CLASSES
-from robustglimpse.models import load_model
+from robustglimpse.models import load_model, sources
 from robustglimpse.models.options import imagenet_wnids
 from robustglimpse.models.preflight import PREPARATIONS
 from robustglimpse.models.sources import importable_robustbench, wrap
@@ -103,6 +103,39 @@ def test_a_loader_is_the_tensors_it_yields(images: Tensor) -> None:
 def test_other_weights_are_another_hash() -> None:
     hashes = {wrap(Brightness(g), name="b", classes=2, size_px=8).sha256 for g in (10.0, 10.0, 11.0)}
     assert len(hashes) == 2
+
+
+def test_the_hash_is_of_the_code_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import torch
+
+class Signed(torch.nn.Module):
+    def forward(self, x):
+        means = x.flatten(2).mean(2)
+        return means * SIGN
+
+SIGN = {}
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    hashes = []
+    for name, sign in (("signed_a", 1), ("signed_b", 1), ("signed_c", -1)):
+        (tmp_path / f"{name}.py").write_text(code.format(sign))
+        hashes.append(load_model(f"{name}:Signed(size_px=8)").sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+    installed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    assert not sources._own_files(installed)
+
+
+@pytest.mark.parametrize("victim", [0, -1])
+def test_an_image_that_gets_anothers_logits_is_found_wherever_it_is(victim: int) -> None:
+    class Crossed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = x.flatten(2).mean(2)
+            logits[victim] = logits[1]
+            return logits if len(x) > 1 else x.flatten(2).mean(2)
+
+    with pytest.raises(UserError, match="depend on the other images of its batch"):
+        wrap(Crossed(), name="crossed", classes=3, size_px=8)
 
 
 def test_a_wrapped_module_normalises_and_is_frozen() -> None:
