@@ -32,9 +32,11 @@ Split = Annotated[str | None, typer.Option(help="Which split.  [default: the dat
 Size = Annotated[
     int | None, typer.Option(help="Side of the images of an image folder, px.  [default: the model's own]")
 ]
-Download = Annotated[bool, typer.Option("--download", help="Fetch the public files of --data.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch the public archive of --data, if any.")]
 Limit = Annotated[int | None, typer.Option(help="Use so many images, of all classes.  [default: all]")]
-BatchSize = Annotated[int, typer.Option(help="Images at a time; results do not depend on it.")]
+BatchSize = Annotated[
+    int, typer.Option(help="Images at a time; results do not depend on it, but for a library's attacks.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 FrostDir = Annotated[
     Path | None,
@@ -94,6 +96,9 @@ class Listing(StrEnum):
     recipes = "recipes"
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line. A UserError is one line on stderr and exit code 2."""
     try:
@@ -101,9 +106,12 @@ def main() -> None:
     except UserError as error:
         print(f"robustglimpse: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Typer turns Ctrl-C into this exit code, without a word.
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         print("robustglimpse: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:
@@ -175,7 +183,7 @@ def bench(
         --data imagefolder:photos
     """
     from robustglimpse.report import figures, tables
-    from robustglimpse.runner import Bench
+    from robustglimpse.runner import Bench, steps_unused
     from robustglimpse.runner import bench as run
     from robustglimpse.store import Store
 
@@ -185,6 +193,8 @@ def bench(
         data_dir=data_dir, size_px=size, download=download, limit=limit, batch_size=batch_size, seed=seed,
         device=device, all_exits=exits,
     )  # fmt: skip
+    for line in steps_unused(asked):
+        print(line, file=sys.stderr)
     results = run(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
     is_attacked = (results["status"] == "ok") & (results["kind"] == "attack")
     if is_attacked.any():
@@ -279,8 +289,8 @@ def corruptions(
 
 
 def _draw_sheet(asked: Any, path: Path, index: int) -> None:
+    from robustglimpse.files import write_file
     from robustglimpse.report import figures
-    from robustglimpse.store import write_file
     from robustglimpse.sweep import sheet
 
     if path.suffix not in (".png", ".svg"):
@@ -420,6 +430,7 @@ def glimpses_(
     eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
     step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
     norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    restarts: Annotated[int, typer.Option(help="Random starts; the worst counts.")] = 1,
     protocol: Annotated[str, typer.Option(help=f"{', '.join(PROTOCOLS)}.")] = "standard",
     data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
     data_dir: DataDir = None,
@@ -443,19 +454,19 @@ def glimpses_(
 
         robustglimpse glimpses --model mgnet-r18 --index 3 --index 14 --attack "pgd(steps=40)" --eps 8/255
     """
+    from robustglimpse.files import write_file
     from robustglimpse.glimpses import Sheet, find_cases
     from robustglimpse.report import figures
     from robustglimpse.report.glimpses import glimpse_sheet, to_markdown
-    from robustglimpse.store import write_file
 
     if out.suffix not in (".png", ".svg"):
         raise UserError(f"--out must end in .png or .svg, got {str(out)!r}")
     title, cases = find_cases(
         Sheet(
             model=model, indices=tuple(index or ()), count=count, attack=attack, steps=(steps,), eps=eps,
-            step_size=step_size, norm=norm.value, protocol=protocol, data=data, split=split,
-            data_dir=data_dir, size_px=size, download=download, limit=limit, batch_size=batch_size,
-            seed=seed, device=device,
+            step_size=step_size, norm=norm.value, restarts=restarts, protocol=protocol, data=data,
+            split=split, data_dir=data_dir, size_px=size, download=download, limit=limit,
+            batch_size=batch_size, seed=seed, device=device,
         )
     )  # fmt: skip
     write_file(out, figures.render(glimpse_sheet(cases, title=title), out.suffix[1:]))
@@ -489,9 +500,10 @@ def report(
 
         robustglimpse report results/*/ --out leaderboard.html
     """
+    from robustglimpse.files import write_file
     from robustglimpse.report.board import make_board
     from robustglimpse.report.page import FORMATS
-    from robustglimpse.store import read_run, write_file
+    from robustglimpse.store import read_run
 
     formats = list(dict.fromkeys(part.strip() for part in format_.split(",")))
     unknown = [name for name in formats if name not in FORMATS]
@@ -754,8 +766,8 @@ def _tell(
     """Print the gate's judgement, and write it where that was asked for."""
     import os
 
+    from robustglimpse.files import append_text, write_file
     from robustglimpse.report import verdicts
-    from robustglimpse.store import append_text, write_file
 
     table = verdicts.to_markdown(judgement)
     for path, text in (

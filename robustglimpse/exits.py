@@ -101,9 +101,9 @@ def study_exits(asked: ExitStudy, out: Path, *, command: str = "") -> pd.DataFra
 
 
 def _at_sizes(asked: ExitStudy, device: str) -> Iterator[Classifier]:
-    """Yield the models, those with one exit once per size, named as in the tables."""
+    """Yield the models, those with one exit once per size, named as in the tables, their notes told."""
     for name, loaded in each_model(asked.models, device):
-        classifier = replace(loaded, name=name)
+        classifier = replace(loaded, name=name, meta={**loaded.meta, "notes": ()})
         own = asked.size_px or classifier.size_px
         if not asked.sizes or classifier.meta.get("exits", 1) > 1:
             yield classifier

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from robustglimpse.corruptions import SEVERITIES, check_choices, names
 from robustglimpse.corruptions.weather import frost_source
 from robustglimpse.data.folders import class_mixed, decoder, folder_images
+from robustglimpse.files import write_file
 from robustglimpse.progress import progress
 from robustglimpse.records import UserError
-from robustglimpse.store import write_file
 
 BATCH = 16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES
+from robustglimpse.files import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +68,9 @@ def make_golden(path: Path = GOLDEN) -> None:
         for name in CORRUPTIONS
         for severity in SEVERITIES
     }
-    np.savez_compressed(path, allow_pickle=False, **answers)
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **answers)
+    write_file(path, content.getvalue())
 
 
 def _images() -> dict[int, Tensor]:

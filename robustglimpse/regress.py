@@ -177,8 +177,8 @@ def compare(
 ) -> Judgement:
     """Return the verdicts on a run, cell by cell against a baseline or another run.
 
-    Cells are matched by their description without the batch size.  Raises UserError for what cannot be
-    read.
+    Cells are matched by their description; the batch size counts where a library makes the attack.
+    Raises UserError for what cannot be read.
     """
     chosen = chosen or Selection()
     before, after = ([one for one in read_outcomes(path) if chosen.has(one)] for path in (baseline, run))
@@ -224,9 +224,17 @@ def _today() -> datetime.date:
 
 
 def _key(outcome: Outcome) -> str:
-    """Return a key of the cell's description, whatever its batch size."""
-    said = {name: value for name, value in outcome.cell.items() if name != "batch_size"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    """Return a key of what the cell's outcomes depend on."""
+    return hashlib.sha256(json.dumps(_said(outcome), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _said(outcome: Outcome) -> dict[str, Any]:
+    """Return the cell's description, without the batch size where outcomes do not depend on it.
+
+    A library draws its random numbers per batch; ours belong to the samples.
+    """
+    is_adapted = ":" in parse_call(outcome.cell["perturb"]).name  # "torchattacks:PGD"
+    return {k: v for k, v in outcome.cell.items() if is_adapted or k != "batch_size"}
 
 
 # Names
@@ -260,7 +268,7 @@ def _labels(outcomes: dict[str, Outcome]) -> dict[str, str]:
 def _flat(outcome: Outcome) -> dict[str, Any]:
     """Return a cell's description on one level, the arguments of its call as well."""
     call = parse_call(outcome.cell["perturb"])
-    flat = {k: v for k, v in outcome.cell.items() if k not in ("threat", "perturb", "batch_size")}
+    flat = {k: v for k, v in _said(outcome).items() if k not in ("threat", "perturb")}
     threat = {k: v for k, v in outcome.cell["threat"].items() if k != "eps"}
     return {"perturb": call.name, "eps": outcome.eps_text, **flat, **threat, **dict(call.arguments)}
 

@@ -19,16 +19,19 @@ import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustglimpse.files import write_file
 from robustglimpse.records import RESULT_COLUMNS, SCHEMA, Cell, UserError
 
 Columns = dict[str, NDArray[np.generic]]
@@ -51,6 +54,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        if (root / "results.csv").is_file() and not (root / "cells").is_dir():
+            raise UserError(f"{root}: holds a results.csv that no run here wrote; choose another --out")
         try:
             (root / "cells").mkdir(parents=True, exist_ok=True)
             probe = root / f".probe-{os.getpid()}"
@@ -62,19 +67,25 @@ class Store:
             ) from None
 
     def is_done(self, cell: Cell, provenance: Provenance) -> bool:
-        """Return whether the cell's record is there, made from the same weights and data."""
+        """Return whether the cell's record and outcomes are there, made from the same weights and data.
+
+        Raises UserError for a record that is none.
+        """
         path = self._record(cell)
-        if not path.exists():
+        if not path.exists() or not self._outcomes(cell.key).exists():
             return False
-        record = json.loads(path.read_text())
+        record = _record(path)
         return bool(record["provenance"] == asdict(provenance) and record["schema"] == SCHEMA)
 
     def parts(self, cell: Cell, provenance: Provenance) -> dict[tuple[int, int], tuple[Columns, float]]:
         """Return the finished batches of a cell under way: (part, first index) -> (columns, seconds)."""
         found = {}
         for path in sorted(self._parts(cell, provenance).glob("*-*.npz")):
-            with np.load(path) as arrays:
-                columns = {name: arrays[name] for name in arrays.files}
+            try:
+                with np.load(path) as arrays:
+                    columns = {name: arrays[name] for name in arrays.files}
+            except (OSError, ValueError, EOFError, BadZipFile):
+                continue  # broken since it was written: it is made again
             part, _, first = path.stem.partition("-")
             found[int(part), int(first)] = (columns, float(columns.pop("seconds")[0]))
         return found
@@ -92,7 +103,7 @@ class Store:
         frame = pd.DataFrame(columns)
         content = io.BytesIO()
         frame.to_csv(content, index=False, compression={"method": "gzip", "mtime": 0})
-        write_file(self.root / "outcomes" / f"{cell.key}.csv.gz", content.getvalue())
+        write_file(self._outcomes(cell.key), content.getvalue())
         record = {
             "schema": SCHEMA,
             "key": cell.key,
@@ -111,7 +122,7 @@ class Store:
         rows: list[Row] = []
         for path in sorted((self.root / "cells").glob("*.json")):
             if keys is None or path.stem in keys:
-                rows += json.loads(path.read_text())["rows"]
+                rows += _record(path)["rows"]
         rows.sort(key=lambda row: tuple(row[name] for name in SORT_BY))
         return pd.DataFrame([*rows, *failed], columns=list(RESULT_COLUMNS))
 
@@ -121,13 +132,13 @@ class Store:
         write_file(self.root / "results.csv", frame.to_csv(index=False).encode())
 
     def outcomes(self, key: str) -> pd.DataFrame:
-        """Return the per-sample outcomes of the cell with that key."""
-        return pd.read_csv(self.root / "outcomes" / f"{key}.csv.gz")
+        """Return the per-sample outcomes of the cell with that key. Raises UserError for a broken file."""
+        return _outcomes(self._outcomes(key))
 
     def add_run(self, info: Mapping[str, Any]) -> None:
         """Add a run to run.json, which lists every different one that went into this directory."""
         path = self.root / "run.json"
-        runs = json.loads(path.read_text()) if path.exists() else []
+        runs = _json(path) if path.exists() else []
         if info not in runs:
             write_file(path, (json.dumps([*runs, info], indent=1) + "\n").encode())
 
@@ -141,25 +152,15 @@ class Store:
         write_file(self.root / name, (text.rstrip("\n") + "\n").encode())
         return self.root / name
 
+    def _outcomes(self, key: str) -> Path:
+        return self.root / "outcomes" / f"{key}.csv.gz"
+
     def _record(self, cell: Cell) -> Path:
         return self.root / "cells" / f"{cell.key}.json"
 
     def _parts(self, cell: Cell, provenance: Provenance) -> Path:
         made_from = f"{provenance.weights_sha256[:8]}-{provenance.data_sha256[:8]}"
         return self.root / "parts" / f"{cell.key}-{made_from}"
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears only when it is whole. Raises UserError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); what is done so far is kept"
-        ) from None
 
 
 TEXT_COLUMNS = (
@@ -240,7 +241,7 @@ class Run:
     def outcomes(self, key: str) -> pd.DataFrame | None:
         """Return the per-sample outcomes of the cell with that key, or None where they are not kept."""
         path = self.root / "outcomes" / f"{key}.csv.gz"
-        return pd.read_csv(path) if path.is_file() else None
+        return _outcomes(path) if path.is_file() else None
 
     def table(self, name: str) -> pd.DataFrame | None:
         """Return a table that a command wrote beside the results, texts that are missing as "", or None.
@@ -274,7 +275,7 @@ def read_run(root: Path) -> Run:
     file, paths = root / "results.csv", sorted((root / "cells").glob("*.json"))
     if not paths and not file.is_file():
         raise UserError(f"{root}: no results there; make them with `robustglimpse bench --out {root}`")
-    records = {path.stem: _json(path) for path in paths}
+    records = {path.stem: _record(path) for path in paths}
     listed = _read_one(file) if file.is_file() else None
     frames, notes = [], []
     if records:
@@ -306,6 +307,25 @@ def _disagreement(listed: pd.DataFrame | None, recorded: pd.DataFrame, cells: in
     if lacking:
         notes.append(f"results.csv is older than {lacking} of the cells, which are shown")
     return notes
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return what a cell's file holds. Raises UserError where that is no record."""
+    record = _json(path)
+    if not isinstance(record, dict) or not {"schema", "cell", "provenance", "rows"} <= record.keys():
+        raise UserError(f"{path}: not a cell's record; delete it and run the same command again")
+    return record
+
+
+def _outcomes(path: Path) -> pd.DataFrame:
+    """Return a table of outcomes. Raises UserError where the file is broken."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: not a table of outcomes ({reason}); delete it and run the same command again"
+        ) from None
 
 
 def _json(path: Path) -> Any:
@@ -381,13 +401,10 @@ def read_outcomes(root: Path) -> list[Outcome]:
 
 
 def _read_cell(root: Path, path: Path) -> Outcome:
-    record = _json(path)
+    record = _record(path)
     _check_schema(record, path)
     file = root / "outcomes" / f"{path.stem}.csv.gz"
-    try:
-        frame = pd.read_csv(file).sort_values(["exit", "index"])
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); run the cell again") from None
+    frame = _outcomes(file).sort_values(["exit", "index"])
     curves, most = [], max(row["steps"] for row in record["rows"])
     last = record["rows"][-1].get("eps")
     rows = [row for row in record["rows"] if row.get("eps") == last]  # a sweep's largest
@@ -499,12 +516,3 @@ def read_failures(root: Path) -> list[Row]:
     frame = read_results(root)
     failed = frame[frame["status"] == "failed"].to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in failed]
-
-
-def append_text(path: Path, text: str) -> None:
-    """Add text to a file, as GitHub's job summary wants it. Raises UserError where that cannot be."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES, check_choices, names, preset_for
 from robustglimpse.corruptions.weather import frost_source
-from robustglimpse.data import DATASETS, Dataset, load_data
+from robustglimpse.data import DATASETS, Dataset, check_download, load_data
 from robustglimpse.data.precomputed import find_cell, load_cell
 from robustglimpse.records import Cell, Classifier, Threat, UserError
 from robustglimpse.registry import Call
@@ -67,7 +67,6 @@ class Sweep:
     batch_size: int = 64
     seed: int = 0
     device: str = "auto"
-    all_exits: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,7 +126,7 @@ def _clean_work(asked: Sweep, name: str, classifier: Classifier, dataset: Datase
     cell = Cell(
         model=name, data=data_name(asked, classifier), split=dataset.split,
         perturb=CLEAN, threat=UNTOUCHED, protocol="", restarts=1, limit=asked.limit,
-        batch_size=asked.batch_size, seed=0, exits="all" if asked.all_exits else "last",
+        batch_size=asked.batch_size, seed=0, exits="all",
     )  # fmt: skip
     return Work(cell, classifier, dataset, Provenance(classifier.sha256, dataset.fingerprint))
 
@@ -145,6 +144,8 @@ def _corrupted(clean: Work, corruption: Corruption, seed: int) -> Work:
 def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
     """Yield a group per cell of a set that is saved corrupted; all cells must be there."""
     data = str(asked.data)
+    if asked.download:
+        check_download(data, DATASETS[data])
     cells = [(name, severity) for name in asked.names for severity in sorted(set(asked.severities))]
     for name, severity in cells:
         find_cell(data, asked.data_dir, name, severity)

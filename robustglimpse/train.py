@@ -24,6 +24,7 @@ from robustglimpse.attacks import check_call, options_of
 from robustglimpse.attacks.gradient import Iterates
 from robustglimpse.data import Dataset, load_data
 from robustglimpse.data.augment import pipeline
+from robustglimpse.files import write_file
 from robustglimpse.models import zoo
 from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet
 from robustglimpse.progress import Progress, progress
@@ -159,7 +160,7 @@ def train(
                 run.rows.append([epoch + 1, round(loss, 5), *accuracy, round(time.perf_counter() - start, 1)])
                 if team.is_first:
                     zoo.save_training_state(out / "last.pt", run.state())
-                    zoo.write_atomically(out / "log.csv", run.log().encode())
+                    write_file(out / "log.csv", run.log().encode())
         return run.export(out / "model.safetensors", test)
 
 

@@ -33,10 +33,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference data beside the checkout, or $ROBUSTGLIMPSE_SHARED."""
-    beside = Path(__file__).parents[2] / "shared"
-    folder = Path(os.environ.get("ROBUSTGLIMPSE_SHARED") or beside)
+    """The folder of reference data, $ROBUSTGLIMPSE_SHARED or beside the checkout: see CONTRIBUTING.md."""
+    named = os.environ.get("ROBUSTGLIMPSE_SHARED")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
+        if named:
+            pytest.fail(f"ROBUSTGLIMPSE_SHARED names {folder}, and there is no such folder; mend or unset it")
         pytest.skip(f"no reference data at {folder}; set ROBUSTGLIMPSE_SHARED to run this test")
     return folder
 

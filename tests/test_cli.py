@@ -6,11 +6,18 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from robustglimpse import cli, models
+from robustglimpse.exits import ExitStudy
+from robustglimpse.glimpses import Sheet
+from robustglimpse.runner import Bench
+from robustglimpse.sweep import Sweep
 
 WEIGHTS = models.WEIGHTS / "mgnet-r18-glimpse-digits.safetensors"
 
@@ -37,6 +44,20 @@ def refused(
 
 
 Refused = Callable[..., str]
+# What a request calls otherwise than the command's flag does.
+FLAGS = {
+    "models": "model", "attacks": "attack", "protocols": "protocol", "corruptions": "corruption",
+    "severities": "severity", "indices": "index", "size_px": "size", "all_exits": "exits",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "request_class, command",
+    [(Bench, cli.bench), (Sweep, cli.corruptions), (ExitStudy, cli.exits_), (Sheet, cli.glimpses_)],
+)
+def test_every_field_of_a_request_is_a_flag(request_class: Any, command: Callable[..., None]) -> None:
+    flags = set(signature(command).parameters)
+    assert {FLAGS.get(field.name, field.name) for field in fields(request_class)} <= flags
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,11 +12,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from robustglimpse import cli, recipes
 from robustglimpse.models import is_from_outside, models
+from robustglimpse.models.mgnet import Architecture, MGNet
+from robustglimpse.regress import update
+from robustglimpse.runner import Bench, bench
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,13 +70,40 @@ def there(arguments: list[str]) -> bool:
     return all(Path(path).exists() for path in paths)
 
 
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the documented commands read: photos, weights, a run, its baseline, a policy.
+
+    The results of this repository are links, but for results/baseline, which is of that small run.
+    """
+    house, large = tmp_path_factory.mktemp("house"), tmp_path_factory.mktemp("large")
+    for name in ("cat", "dog"):
+        (house / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30), (90, 120, 60)).save(house / "photos" / name / "one.png")
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), large / "mine.pth")
+    authors = MGNet(Architecture("resnet18", 4, "7/3", 100, 0.02)).state_dict()
+    torch.save({"state_dict": {f"model.{key}": t for key, t in authors.items()}}, large / "FILE.ckpt")
+    for file in large.iterdir():
+        (house / file.name).symlink_to(file)
+    (house / "results").mkdir()
+    for kept in (ROOT / "results").iterdir():
+        if kept.name != "baseline":
+            (house / "results" / kept.name).symlink_to(kept)
+    run = house / "runs" / "gate"
+    bench(Bench(("mgnet-r18",), steps=(1, 4), limit=4, device="cpu"), run)
+    shutil.copytree(run, house / "results" / "run")
+    update(house / "results" / "baseline", run, reason="first")
+    (house / "gate.toml").write_text(re.findall(r"```toml\n(.*?)```", GATE, re.S)[0])
+    return house
+
+
 @pytest.mark.parametrize("command", documented())
-def test_a_documented_command_works(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_documented_command_works(
+    command: str, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(house, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     _, kind, *arguments = shlex.split(command)
-    (tmp_path / "results").symlink_to(ROOT / "results")
-    (tmp_path / "photos" / "cat").mkdir(parents=True)
-    Image.new("RGB", (40, 30), (90, 120, 60)).save(tmp_path / "photos" / "cat" / "one.png")
     if kind == "train":
         assert arguments[0] in recipes.names()
     if kind == "train" or not there(arguments):  # its flags at least must exist
@@ -92,22 +126,31 @@ def test_readme_python_runs(code: str, tmp_path: Path) -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize(
-    "target", re.findall(r"\]\(((?!http)[^)]+)\)", re.sub(r"```.*?```", "", README, flags=re.S))
-)
-def test_readme_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+def links() -> list[tuple[str, str]]:
+    """Return every link to a file in this repository's pages, as the page and what it names."""
+    pages = [page for where in ("*.md", "docs/**/*.md", "results/**/*.md") for page in ROOT.glob(where)]
+    return [
+        (page.relative_to(ROOT).as_posix(), target.partition("#")[0])
+        for page in sorted(pages)
+        for target in re.findall(
+            r"\]\(((?!https?:|#)[^)]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        )
+    ]
 
 
-@pytest.mark.parametrize("command", [c.callback.__name__ for c in cli.app.registered_commands])
-def test_every_option_and_command_says_what_it_is(command: str) -> None:
-    import typer
+@pytest.mark.parametrize("page, target", links())
+def test_links_lead_somewhere(page: str, target: str) -> None:
+    assert (ROOT / page).parent.joinpath(target).exists()
 
-    group = typer.main.get_command(cli.app)
-    for name, sub in group.commands.items():  # type: ignore[attr-defined]
-        assert sub.help, name
-        for option in sub.params:
-            assert getattr(option, "help", None), f"{name} {option.name}"
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_and_command_says_what_it_is(name: str) -> None:
+    assert COMMANDS[name].help
+    for option in COMMANDS[name].params:
+        assert getattr(option, "help", None), option.name
 
 
 def test_readme_has_the_two_lines() -> None:

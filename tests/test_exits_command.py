@@ -334,6 +334,14 @@ def test_a_model_with_one_exit_has_no_thresholds(tmp_path: Path) -> None:
     assert not (out / "thresholds.csv").exists()
 
 
+def test_a_models_notes_are_told_once_whatever_the_sizes(
+    ffnet: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noted = replace(ffnet, meta={**ffnet.meta, "notes": ("its weights are random",)})
+    study_exits(ExitStudy((noted,), sizes=(32, 48), limit=1, device="cpu"), tmp_path)
+    assert capsys.readouterr().err.count("its weights are random\n") == 1
+
+
 def test_the_commands_thresholds_are_those_of_python() -> None:
     import typer
 

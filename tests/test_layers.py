@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,13 +28,12 @@ LAYERS = [
         "report",
         "regress",
         "testing",
-        "audit",
         "train",
         "doctor",
     ],
     ["evaluate", "watched", "store", "stats", "cost", "policy"],
     ["models", "data", "attacks", "corruptions", "recipes"],
-    ["registry", "rng", "progress", "team", "extras", "cache"],
+    ["registry", "rng", "progress", "team", "extras", "cache", "files"],
     ["records", "__init__"],
 ]
 ROOMS = {
@@ -45,7 +45,29 @@ ROOMS = {
     "timm": {"models/sources.py"},
     "robustbench": {"models/sources.py"},
 }
+# Who touches the disk, and with what. `files` writes whole files; the others only do what is their own.
+WRITERS = {
+    "files.py": {"mkdir", "write_bytes", "os.replace", "open"},
+    "store.py": {"mkdir", "touch", "unlink", "shutil.rmtree"},  # is a directory there, may it be written to
+    "data/folders.py": {"mkdir", "open_memmap", "os.replace", "unlink"},  # decoded images
+    "data/archives.py": {"pooch.retrieve", "open"},  # downloads
+}
+WRITING = {
+    "write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir", "symlink_to", "hardlink_to", "rmtree",
+    "makedirs", "open_memmap", "memmap", "tofile", "extractall", "retrieve", "urlretrieve",
+    "NamedTemporaryFile", "mkdtemp", "save_file",
+}  # fmt: skip
+SAVING = {"save", "savez", "savez_compressed", "savefig", "to_csv", "dump"}
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_the_layers_are_those_of_the_package_and_of_contributing() -> None:
+    there = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert sorted(name for names in LAYERS for name in names) == sorted(there)
+    drawn = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text().partition("## Where things are")[2]
+    drawn = drawn.partition("Imports go down only")[0]
+    layers = [set(re.findall(r"\w+", layer)) for layer in drawn.split("->")]
+    assert layers == [set(names) - {"__main__", "__init__"} for names in LAYERS]
 
 
 def layer_of(module: str) -> int:
@@ -105,6 +127,54 @@ def test_attacks_and_corruptions_see_only_tensors(first: str) -> None:
 def test_outside_packages_have_one_room(name: str) -> None:
     users = {room(path) for path in FILES for used, _ in imports(path) if used.split(".")[0] == name}
     assert users <= ROOMS[name]
+
+
+def writes(path: Path) -> set[str]:
+    """Return the calls in a file that change the disk: "mkdir", "os.replace", "open" for writing.
+
+    Saving into a buffer is none, nor is making a text of a table: they are told by the names that are usual
+    here, `content` and `file`, `table`.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        owner, _, name = ast.unparse(node.func).rpartition(".")
+        said = [ast.unparse(argument).strip("'") for argument in node.args]
+        if name == "open":
+            is_writing = any(re.fullmatch("(?=.*[wax+])[rwaxbt+]{1,3}", word) for word in said)
+        elif name in SAVING:
+            is_writing = bool(owner and said) and not {"content", "file", "table"} & set(said)
+        elif name in {"replace", "move", "copy", "copyfile"}:  # of texts and frames as well
+            is_writing = owner in {"os", "shutil"}
+        else:
+            is_writing = name in WRITING and not owner.lower().startswith("store")
+        if is_writing:
+            found.add(f"{owner}.{name}" if owner in {"os", "shutil", "pooch"} else name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "code, found",
+    [
+        ("path.write_text('x')", {"write_text"}),
+        ("open(path, 'w')", {"open"}),
+        ("path.open('ab')", {"open"}),
+        ("path.open(mode)", set()),
+        ("frame.to_csv(path)", {"to_csv"}),
+        ("np.savez(content, a=a)", set()),
+        ("os.replace(a, b)", {"os.replace"}),
+        ("text.replace(a, b)", set()),
+    ],
+)
+def test_what_writes_is_found(code: str, found: set[str], tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(code)
+    assert writes(tmp_path / "some.py") == found
+
+
+@pytest.mark.parametrize("path", FILES, ids=room)
+def test_few_write_to_the_disk(path: Path) -> None:
+    assert writes(path) == WRITERS.get(room(path), set())
 
 
 @pytest.mark.parametrize("path", FILES, ids=room)

@@ -459,6 +459,24 @@ def test_samples_that_are_not_the_first_ones_keep_their_places(tmp_path: Path) -
     assert (only(found).verdict, found.exit_code) == ("not-comparable", 4)
 
 
+def with_batches_of(batch_size: int, attack: str) -> Outcome:
+    what = replace(cell(), perturb=f"{attack}(step_size=0.004, steps=4)", batch_size=batch_size)
+    return outcome(right_of(100, 80), what)
+
+
+def test_our_own_attack_is_matched_whatever_the_batch_size() -> None:
+    found = judge([with_batches_of(64, "pgd")], [with_batches_of(32, "pgd")])
+    assert (only(found).verdict, found.exit_code) == ("pass", 0)
+
+
+def test_a_librarys_attack_is_matched_at_one_batch_size_alone() -> None:
+    before = with_batches_of(64, "torchattacks:PGD")
+    assert only(judge([before], [with_batches_of(64, "torchattacks:PGD")])).verdict == "pass"
+    found = judge([before], [with_batches_of(32, "torchattacks:PGD")])
+    assert (only(found).verdict, found.exit_code) == ("not-comparable", 4)
+    assert only(found).note == "set up otherwise: batch_size 64 -> 32"
+
+
 def test_an_update_is_logged_with_old_and_new_accuracies(made: Path, tmp_path: Path) -> None:
     base = tmp_path / "baseline"
     update(base, made, reason="first", today=DAY)

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from robustglimpse.records import RESULT_COLUMNS, SCHEMA, UserError
-from robustglimpse.store import read_results
+from robustglimpse.runner import Bench, bench
+from robustglimpse.store import Store, read_results, read_run
 
 
 def write(folder: Path, **columns: object) -> Path:
@@ -72,3 +73,46 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     for missing in (tmp_path / "none", tmp_path / "none*"):
         with pytest.raises(UserError, match="no such results"):
             read_results(tmp_path / "a", missing)
+
+
+def broken(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"{half", b"{}", b"[]"])
+def test_a_cell_that_is_none_is_one_line(tmp_path: Path, content: bytes) -> None:
+    asked = Bench(("ffnet-r18",), attacks=("fgsm",), limit=2, device="cpu")
+    bench(asked, tmp_path)
+    path = broken(next(iter(sorted((tmp_path / "cells").glob("*.json")))), content)
+    for read in (lambda: bench(asked, tmp_path), lambda: read_run(tmp_path)):
+        with pytest.raises(UserError, match=f"{path.name}: not .*delete it and run the same command again"):
+            read()
+    path.unlink()
+    assert (bench(asked, tmp_path)["status"] == "ok").all()
+
+
+def test_outcomes_that_are_gone_or_broken_are_made_again(tmp_path: Path) -> None:
+    asked = Bench(("ffnet-r18",), attacks=("fgsm",), limit=2, device="cpu")
+    results = bench(asked, tmp_path)
+    files = sorted((tmp_path / "outcomes").glob("*.csv.gz"))
+    whole = files[0].read_bytes()
+    files[0].unlink()
+    pd.testing.assert_frame_equal(
+        bench(asked, tmp_path).drop(columns="seconds"), results.drop(columns="seconds")
+    )
+    assert files[0].read_bytes() == whole
+    broken(files[0], whole[:-20])
+    key = files[0].name.removesuffix(".csv.gz")
+    for read in (Store(tmp_path).outcomes, read_run(tmp_path).outcomes):
+        with pytest.raises(
+            UserError, match=r"not a table of outcomes .*; delete it and run the same command again"
+        ):
+            read(key)
+
+
+def test_a_results_csv_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("mine\n")
+    with pytest.raises(UserError, match=r"holds a results.csv that no run here wrote; choose another --out"):
+        Store(tmp_path)
+    assert (tmp_path / "results.csv").read_text() == "mine\n"

@@ -392,16 +392,6 @@ def test_another_seed_store_or_preset_is_another_cell(paints: Sweep, tmp_path: P
     assert len(sweep_corruptions(paints, tmp_path / "run")) == 2 * (2 + 1)
 
 
-def test_only_the_last_exit_is_judged_when_asked(paints: Sweep, tmp_path: Path) -> None:
-    every = sweep_corruptions(paints, tmp_path / "run")
-    last = sweep_corruptions(replace(paints, all_exits=False), tmp_path / "run")
-    keys = ["model", "corruption", "severity"]
-    assert set(zip(last["model"], last["exit"], strict=True)) == {("colours", 2), ("glance", 1)}
-    expected = every[every["exit"] == every.groupby("model")["exit"].transform("max")]
-    expected = expected.sort_values(keys)["correct"]
-    assert last.sort_values(keys)["correct"].tolist() == expected.tolist()
-
-
 def test_other_frost_textures_are_another_cell(paints: Sweep, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -436,6 +426,7 @@ def test_other_frost_textures_are_another_cell(paints: Sweep, tmp_path: Path) ->
         ({"device": "warp"}, "device 'warp' cannot be used here"),
         ({"models": ("ffnet-r18", "mgnet-r81")}, "did you mean 'mgnet-r18'?"),
         ({"data": "imagenet-c"}, "imagenet-c needs its files"),
+        ({"data": "imagenet-c", "download": True}, "imagenet-c has none"),
         pytest.param(
             {"corruptions": ("frost",), "frost_dir": Path("nowhere")}, "nowhere",
         ),

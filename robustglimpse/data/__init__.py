@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustglimpse.data.archives import CIFAR10, TINY_IMAGENET, Archive, files_of
 from robustglimpse.records import Batch, UserError
 from robustglimpse.registry import find, resolve
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """One line of the table of data sets."""
+    """One line of the table of data sets. archive: what --download fetches, None where nothing is public."""
 
     target: str
     classes: str
@@ -29,6 +30,7 @@ class DatasetRow:
     needs: str
     summary: str
     is_corrupted: bool = False
+    archive: Archive | None = None
 
 
 DATASETS: dict[str, DatasetRow] = {
@@ -39,12 +41,12 @@ DATASETS: dict[str, DatasetRow] = {
     "tiny-imagenet": DatasetRow(
         "robustglimpse.data.folders:tiny_imagenet", "200 or a subset", 64, "val",
         "--data-dir: the official zip or its folder (or --download)",
-        "Tiny ImageNet in its official layout",
+        "Tiny ImageNet in its official layout", archive=TINY_IMAGENET,
     ),
     "tiny-imagenet-20": DatasetRow(
         "robustglimpse.data.folders:tiny_imagenet_20", "20", 64, "val",
         "--data-dir: as for tiny-imagenet",
-        "its first 20 classes, in the order of wnids.txt",
+        "its first 20 classes, in the order of wnids.txt", archive=TINY_IMAGENET,
     ),
     "imagefolder": DatasetRow(
         "robustglimpse.data.folders:image_folder", "its folders", 224, "",
@@ -59,7 +61,7 @@ DATASETS: dict[str, DatasetRow] = {
     "cifar10": DatasetRow(
         "robustglimpse.data.folders:cifar10", "10", 32, "test",
         "--data-dir: its python or binary batches (or --download)",
-        "CIFAR-10",
+        "CIFAR-10", archive=CIFAR10,
     ),
     "imagenet-c": DatasetRow(
         "robustglimpse.data:_imagenet_c", "its folders", 224, "",
@@ -83,7 +85,7 @@ DATASETS: dict[str, DatasetRow] = {
 class Dataset:
     """One split in its fixed order: images u8 [N,3,H,W], labels i64 [N], class names by label.
 
-    fingerprint: SHA-256 over the first len(labels) images and labels; what two runs must share.
+    fingerprint: SHA-256 over the class names, the labels and the images; what two runs must share.
     total: how many the whole split holds (labels may be the first `limit` of them).
     """
 
@@ -101,7 +103,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the pixels, labels and class names, in their order."""
+        """SHA-256 of the class names, the labels and the pixels, in their order."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         digest.update(self.labels.tobytes())
         for start in range(0, len(self.images), 1024):
@@ -142,7 +144,7 @@ def load_data(
 
     name: a row of DATASETS; "imagefolder:PATH" carries its own path.
     split: the row's default when None.  data_dir: where the files are, or the archive itself.
-    size_px: side of the images, for image folders.  download: fetch public files that are missing.
+    size_px: side of the images, for image folders.  download: fetch the public archive where it is missing.
     Raises UserError for a name, a split or files that do not exist or cannot be read.
     """
     kind, _, path = name.partition(":")
@@ -151,16 +153,27 @@ def load_data(
         raise UserError(f"limit must be at least 1, got {limit}; leave it out for the whole split")
     if size_px is not None and size_px < 1:
         raise UserError(f"size must be at least 1 px, got {size_px}")
+    if download:
+        check_download(kind, row)
+    where = Path(path) if path else data_dir
     options: Mapping[str, Any] = {
         "split": row.default_split if split is None else split,
-        "data_dir": Path(path) if path else data_dir,
+        "data_dir": files_of(kind, row.archive, where, download=download) if row.archive else where,
         "limit": limit,
         "size_px": size_px or row.size_px,
-        "download": download,
     }
     dataset = resolve(row)(**options)
     assert isinstance(dataset, Dataset)
     return dataset
+
+
+def check_download(name: str, row: DatasetRow) -> None:
+    """Raise UserError where a data set has no archive to fetch."""
+    if row.archive is None:
+        able = ", ".join(known for known, other in DATASETS.items() if other.archive)
+        raise UserError(
+            f"--download fetches the archive of a public set ({able}), and {name} has none; leave it out"
+        )
 
 
 def from_tensors(
@@ -212,7 +225,6 @@ def _glimpse_digits(*, split: str, limit: int | None, **_: Any) -> Dataset:
 def _precomputed(name: str, **options: Any) -> Dataset:
     from robustglimpse.data.precomputed import by_split
 
-    options.pop("download")
     return by_split(name, **options)
 
 

@@ -28,15 +28,10 @@ if TYPE_CHECKING:
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 RESIZE_RATIO = 256 / 224
+AS_STORED: tuple[str, Callable[[Image], Image]] = ("as stored", lambda image: image)
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-
-# Public archives: where they are and what they must hash to. Fetched only when asked.
-TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_IMAGENET_HASH = "md5:90528d7ca1a48142e341f4ef8d21d0de"
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-CIFAR10_HASH = "md5:c32a1d4ab5d03f1284b67883e8d87530"
 
 
 @dataclass(frozen=True)
@@ -48,28 +43,21 @@ class Sample:
 
 
 def tiny_imagenet(
-    *,
-    split: str,
-    data_dir: Path | None,
-    limit: int | None,
-    size_px: int,
-    download: bool,
-    first: int | None = None,
+    *, split: str, data_dir: Path, limit: int | None, first: int | None = None, **_: Any
 ) -> Dataset:
     """Return a split of Tiny ImageNet: 64 x 64, the classes its train folder holds, sorted.
 
-    data_dir: the official zip, a folder with it inside, or the unpacked folder.
+    data_dir: the official zip, or a folder in which it is unpacked.
     first: only so many classes, the first of its wnids.txt; the set is then called tiny-imagenet-FIRST.
     """
-    path = _archive_or_folder(data_dir, "tiny-imagenet", TINY_IMAGENET_URL, TINY_IMAGENET_HASH, download)
-    with closing(_open_source(path)) as source:
-        return _tiny_split(source, split, limit, size_px, first)
+    with closing(_open_source(data_dir)) as source:
+        return _tiny_split(source, split, limit, first)
 
 
 tiny_imagenet_20 = partial(tiny_imagenet, first=20)
 
 
-def _tiny_split(source: Source, split: str, limit: int | None, size_px: int, first: int | None) -> Dataset:
+def _tiny_split(source: Source, split: str, limit: int | None, first: int | None) -> Dataset:
     names = source.names()
     parts = [PurePosixPath(n).parts for n in names]
     train = [p for p in parts if len(p) >= 4 and p[-4] == "train" and p[-2] == "images"]
@@ -89,7 +77,7 @@ def _tiny_split(source: Source, split: str, limit: int | None, size_px: int, fir
         name, chosen = f"tiny-imagenet-{first}", _first_classes(source, names, first)
         classes = tuple(c for c in classes if c in chosen)
         samples = [sample for sample in samples if sample.wnid in chosen]
-    return decode(source, name, split, samples, classes, limit, _exactly(size_px))
+    return decode(source, name, split, samples, classes, limit, AS_STORED)
 
 
 def _first_classes(source: Source, names: Sequence[str], count: int) -> list[str]:
@@ -109,9 +97,7 @@ def _tiny_val(source: Source, names: Sequence[str]) -> list[Sample]:
     return [Sample(f"{root}images/{row[0]}", row[1]) for row in rows]
 
 
-def image_folder(
-    *, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool
-) -> Dataset:
+def image_folder(*, split: str, data_dir: Path | None, limit: int | None, size_px: int) -> Dataset:
     """Return a folder of class folders: shorter side resized to 8/7 of size_px, centre-cropped.
 
     split: a folder below data_dir such as "val", or "" for data_dir itself.
@@ -123,9 +109,7 @@ def image_folder(
     return _class_folders(root, name, split, limit, _resize_crop(size_px))
 
 
-def imagenet100(
-    *, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool
-) -> Dataset:
+def imagenet100(*, split: str, data_dir: Path | None, limit: int | None, size_px: int) -> Dataset:
     """Return the split train or val of a folder that holds both, each with a folder for every class.
 
     val: as an image folder.  train: the centre square, 8/7 of size_px wide, for the random crops of training.
@@ -166,7 +150,7 @@ def decoder(source: FolderSource, size_px: int | None) -> Callable[[str], NDArra
 
     size_px: shorter side resized to 8/7 of it, centre-cropped; None leaves images as they are.
     """
-    transform = _resize_crop(size_px)[1] if size_px else _exactly(0)[1]
+    _, transform = _resize_crop(size_px) if size_px else AS_STORED
 
     def decode_one(file: str) -> NDArray[np.uint8]:
         return np.asarray(transform(_open_image(source, file))).transpose(2, 0, 1)
@@ -174,12 +158,11 @@ def decoder(source: FolderSource, size_px: int | None) -> Callable[[str], NDArra
     return decode_one
 
 
-def cifar10(*, split: str, data_dir: Path | None, limit: int | None, size_px: int, download: bool) -> Dataset:
+def cifar10(*, split: str, data_dir: Path, limit: int | None, **_: Any) -> Dataset:
     """Return a split of CIFAR-10 from its binary or its python batches (folder or .tar.gz)."""
     if split not in ("train", "test"):
         raise UserError(f"cifar10 has the splits train and test, not {split!r}")
-    path = _archive_or_folder(data_dir, "cifar10", CIFAR10_URL, CIFAR10_HASH, download)
-    with closing(_open_source(path)) as source:
+    with closing(_open_source(data_dir)) as source:
         x, y = _cifar_split(source, split)
     order = class_mixed(y)[:limit]
     return Dataset("cifar10", split, x[order], y[order], CIFAR10_CLASSES, len(y))
@@ -325,21 +308,6 @@ def _open_source(path: Path) -> Source:
     return ArchiveSource(path)
 
 
-def _archive_or_folder(data_dir: Path | None, name: str, url: str, known_hash: str, download: bool) -> Path:
-    """Return the archive or folder to read: data_dir, an archive inside it, or a download into the cache."""
-    if download:
-        import pooch
-
-        folder = data_dir or cache_dir() / "downloads"
-        return Path(pooch.retrieve(url, known_hash, path=folder, progressbar=True))
-    if data_dir is None:
-        raise UserError(f"{name} needs its files: give --data-dir PATH (archive or folder), or --download")
-    if not data_dir.exists():
-        raise UserError(f"{data_dir}: no such file or folder; give {name}'s archive or folder as --data-dir")
-    inside = data_dir / url.rpartition("/")[2]
-    return inside if data_dir.is_dir() and inside.is_file() else data_dir
-
-
 def class_mixed(labels: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return the order that takes the first of every class, then the second: any prefix is balanced."""
     rank = np.empty(len(labels), np.int64)
@@ -419,10 +387,6 @@ def _open_image(source: Source, path: str) -> Image:
         raise UserError(
             f"{source.path}: {path} is not an image that can be decoded; mend or remove it"
         ) from None
-
-
-def _exactly(size_px: int) -> tuple[str, Callable[[Image], Image]]:
-    return "as stored", lambda image: image
 
 
 def _resize_crop(size_px: int) -> tuple[str, Callable[[Image], Image]]:

@@ -29,7 +29,6 @@ class ModelRow:
         "importable", which is also trainable, from a checkpoint that the authors' code wrote.
     sha256, bytes, accuracy: of the bundled file; empty for the others.  accuracy: clean test accuracy
         after each exit, measured on the file as it is.
-    url: where the file can be fetched from when it is neither bundled nor cached; may be empty.
     """
 
     name: str
@@ -47,7 +46,6 @@ class ModelRow:
     sha256: str = ""
     bytes: int = 0
     accuracy: tuple[float, ...] = ()
-    url: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
 import warnings
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustglimpse.models import ModelRow, cached_file, find_file, how_to_get, model_row
+from robustglimpse.files import write_file
+from robustglimpse.models import ModelRow, find_file, how_to_get, model_row
 from robustglimpse.models.backbones import Backbone, default_gradient_scale, fold_batch_norm_
 from robustglimpse.models.mgnet import Architecture, Glance, GradientPath, MGNet
 from robustglimpse.models.packed import PackedBackbone
@@ -63,7 +63,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], card: Card, *, half
     }
     metadata = {"format": FORMAT, "card": json.dumps(asdict(card), sort_keys=True)}
     content = _with_sorted_header(save(tensors, metadata=metadata))
-    write_atomically(path, content)
+    write_file(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -104,13 +104,8 @@ def _row_network(row: ModelRow) -> tuple[MGNet, Card, str]:
 
 
 def _find_file(row: ModelRow) -> Path:
-    """Return where the row's file is: bundled, cached, or fetched now from its url."""
+    """Return where the row's file is: bundled, or in the cache."""
     path = find_file(row)
-    if path is None and row.url:
-        import pooch
-
-        place = cached_file(row)
-        path = Path(pooch.retrieve(row.url, f"sha256:{row.sha256}", fname=place.name, path=place.parent))
     if path is None:
         raise UserError(f"{row.name}: its weights are not on this machine; {how_to_get(row)}")
     return path
@@ -395,22 +390,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, even when the process is killed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
-
-
 def save_training_state(path: Path, state: dict[str, Any]) -> None:
     """Write what a training run needs to go on; torch's own format, plain tensors and numbers."""
     content = io.BytesIO()
     torch.save(state, content)
-    write_atomically(path, content.getvalue())
+    write_file(path, content.getvalue())
 
 
 def read_training_state(path: Path) -> dict[str, Any]:

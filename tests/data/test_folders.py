@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import shutil
 import struct
 import tarfile
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -19,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustglimpse.data import Dataset, folders, load_data
+from robustglimpse.data import DATASETS, Dataset, folders, load_data
+from robustglimpse.data.archives import Archive
 from robustglimpse.data.augment import pipeline
 from robustglimpse.records import Classifier, UserError
 from robustglimpse.runner import match_classes
@@ -196,6 +202,117 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path, offset: int) -> None
     path.write_bytes(content)
     message = refusal(lambda: load_data("tiny-imagenet", data_dir=path))
     assert f"{path}: tiny/val/images/val_0.JPEG" in message
+
+
+# Downloads
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Publish a small Tiny ImageNet on this machine alone; yield the paths that were asked for."""
+    asked: list[str] = []
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            asked.append(self.path)
+
+        def do_GET(self) -> None:
+            if self.path != "/cut.zip":
+                super().do_GET()
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"PK")
+
+    zipped = packed(tiny_folder(tmp_path / "made" / "tiny-imagenet-200"), tmp_path / "made" / "tiny.zip")
+    monkeypatch.setenv("ROBUSTGLIMPSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=zipped.parent)) as server:
+        archive = Archive(f"http://127.0.0.1:{server.server_port}/tiny.zip", md5(zipped.read_bytes()))
+        monkeypatch.setitem(DATASETS, "tiny-imagenet", replace(DATASETS["tiny-imagenet"], archive=archive))
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        yield asked
+        server.shutdown()
+        serving.join()
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize("kept", ["kept", None])
+def test_what_was_downloaded_is_there_for_the_next_command(
+    tmp_path: Path, published: list[str], kept: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / kept if kept else None
+    first = load_data("tiny-imagenet", data_dir=folder, download=True)
+    assert first.fingerprint == load_data("tiny-imagenet", data_dir=tmp_path / "made").fingerprint
+    assert load_data("tiny-imagenet", data_dir=folder).fingerprint == first.fingerprint
+    load_data("tiny-imagenet", data_dir=folder, download=True)
+    assert published == ["/tiny.zip"]
+    assert [p.name for p in (folder or tmp_path / "cache" / "downloads").iterdir()] == ["tiny.zip"]
+    assert not capsys.readouterr().out
+
+
+def test_a_download_tells_how_far_it_is(
+    published: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robustglimpse.progress.LOG_EVERY_S", 0.0)
+    load_data("tiny-imagenet", download=True)
+    assert "fetching tiny.zip: 100%" in capsys.readouterr().err
+
+
+def test_an_archive_that_is_at_hand_is_not_downloaded(tmp_path: Path, published: list[str]) -> None:
+    load_data("tiny-imagenet", data_dir=tmp_path / "made" / "tiny.zip", download=True)
+    assert not published
+
+
+def test_a_download_does_not_touch_a_file_of_another_content(tmp_path: Path, published: list[str]) -> None:
+    mine = tmp_path / "tiny.zip"
+    mine.write_bytes(b"mine")
+    message = refusal(lambda: load_data("tiny-imagenet", data_dir=tmp_path, download=True))
+    assert f"{mine}: not the published archive" in message
+    assert md5(b"mine") in message
+    assert (mine.read_bytes(), published) == (b"mine", [])
+
+
+def test_a_download_of_another_content_is_refused_and_not_kept(
+    tmp_path: Path, published: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = DATASETS["tiny-imagenet"]
+    assert row.archive
+    other = replace(row.archive, md5=md5(b"other"))
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", replace(row, archive=other))
+    message = refusal(lambda: load_data("tiny-imagenet", data_dir=tmp_path / "kept", download=True))
+    assert other.url in message
+    assert md5(b"other") in message
+    assert not list((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.parametrize(
+    "url, reason",
+    [("http://127.0.0.1:9/tiny.zip", "refused"), ("no.zip", "404"), ("cut.zip", "cannot be fetched")],
+)
+def test_a_download_that_fails_is_one_line(
+    tmp_path: Path, published: list[str], monkeypatch: pytest.MonkeyPatch, url: str, reason: str
+) -> None:
+    row = DATASETS["tiny-imagenet"]
+    assert row.archive
+    url = urljoin(row.archive.url, url)
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", replace(row, archive=replace(row.archive, url=url)))
+    message = refusal(lambda: load_data("tiny-imagenet", download=True))
+    assert f"{url}: cannot be fetched (" in message
+    assert reason in message
+    assert not list((tmp_path / "cache" / "downloads").iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.archive is None])
+def test_a_set_that_has_nothing_to_download_says_so(name: str) -> None:
+    assert f"tiny-imagenet-20, cifar10), and {name} has none" in refusal(
+        lambda: load_data(name, download=True)
+    )
 
 
 # Image folders

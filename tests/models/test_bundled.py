@@ -38,7 +38,10 @@ def test_a_bundled_model_is_good_enough_to_be_worth_attacking(name: str) -> None
     assert accuracy[-1] >= {"glimpse-digits": 0.9, "tiny-imagenet-20": 0.55}[ROWS[name].dataset]
 
 
-@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.dataset == "glimpse-digits"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, row in ROWS.items() if row.dataset == "glimpse-digits" and len(row.accuracy) > 1],
+)
 def test_a_bundled_model_gains_by_looking_again(name: str) -> None:
     assert list(ROWS[name].accuracy) == sorted(ROWS[name].accuracy)
 
