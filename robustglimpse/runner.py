@@ -637,7 +637,7 @@ def _description(w: Work, device: str) -> Row:
         "norm": w.cell.threat.norm if attacked else "",
         "eps": w.cell.threat.eps if attacked else 0.0,
         "eps_text": _fraction_text(w.cell.threat.eps) if attacked else "0",
-        "step_size": call.get("step_size", w.cell.threat.eps) if attacked else float("nan"),
+        "step_size": _step_size(call, w.cell.threat.eps) if attacked else float("nan"),
         "restarts": w.cell.restarts if attacked else 0,
         "protocol": w.cell.protocol,
         "surrogate": "+".join(w.plan.protocol.surrogates) if w.plan else "",
@@ -653,6 +653,14 @@ def _description(w: Work, device: str) -> Row:
         "robustglimpse": robustglimpse.__version__,
         "cell": w.cell.key,
     }
+
+
+def _step_size(call: Call, eps: float) -> float:
+    """Return the size of the steps that a call names, NaN where the attack finds its own."""
+    if call.get("rel_stepsize") is not None:  # foolbox's, a share of eps
+        return float(call.get("rel_stepsize")) * eps
+    size = call.get("step_size")
+    return float(eps if call.name == "fgsm" else "nan") if size is None else float(size)
 
 
 def _fraction_text(eps: float) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +19,7 @@ import torch
 from robustglimpse import evaluate, from_tensors, runner, wrap
 from robustglimpse.attacks import ATTACKS
 from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, UserError
+from robustglimpse.registry import parse_call
 from robustglimpse.report.tables import eps_curve, eps_table, steps_table
 from robustglimpse.runner import Bench, bench, choose_device, radii_of, steps_unused
 from robustglimpse.store import read_outcomes, read_results
@@ -394,3 +396,13 @@ def test_a_model_that_answers_at_random_is_told(tmp_path: Path, capsys: pytest.C
     model = wrap(Unsteady(), name="unsteady", classes=2, size_px=8)
     bench(Bench((model,), attacks=("fgsm",), data=data, device="cpu"), tmp_path)
     assert "unsteady: answers at random; judged by the vote of 10 passes" in capsys.readouterr().err
+
+
+def test_the_step_size_is_the_calls_and_none_where_an_attack_finds_its_own(tmp_path: Path) -> None:
+    calls = ("fgsm", "pgd(step_size=0.01)", "apgd(steps=1)")
+    results = bench(Bench(("ffnet-r18",), attacks=calls, steps=(1,), limit=2, device="cpu"), tmp_path)
+    sizes = results[results["kind"] == "attack"].set_index("attack")["step_size"]
+    assert sizes["fgsm"] == pytest.approx(4 / 255)
+    assert sizes["pgd"] == 0.01
+    assert np.isnan(sizes["apgd"])
+    assert runner._step_size(parse_call("foolbox:LinfPGD(rel_stepsize=0.1)"), 0.02) == pytest.approx(0.002)
