@@ -30,7 +30,7 @@ from robustglimpse.store import Columns, Store
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 LAST_EXIT, RULE = "last exit", "rule"  # what an attack was made against
-CONDITION = ["condition", "attack", "norm", "eps_text", "steps", "protocol"]
+CONDITION = ["condition", "attack", "options", "norm", "eps_text", "steps", "protocol"]
 POINT_COLUMNS = (
     "model", "family", "dataset", "exit", "size_px", *CONDITION, "gmacs", "correct", "n", "accuracy",
     "ci_low", "ci_high",

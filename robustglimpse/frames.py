@@ -13,7 +13,7 @@ import pandas as pd
 
 from robustglimpse.records import UserError
 from robustglimpse.report import table2
-from robustglimpse.report.tables import headline
+from robustglimpse.report.tables import clean_of, headline, lines_of
 from robustglimpse.stats import holm, mcnemar, newcombe
 from robustglimpse.store import Outcome, read_outcomes
 
@@ -26,6 +26,7 @@ CONDITION = [
     "eps_text",
     "norm",
     "protocol",
+    "restarts",
     "seed",
     "judge",
     "steps",
@@ -66,6 +67,7 @@ def _samples(
         "eps_text": outcome.eps_text,
         "norm": cell["threat"]["norm"],
         "protocol": cell["protocol"],
+        "restarts": cell["restarts"],
         "seed": cell["seed"],
         "judge": judge,
         "steps": steps,
@@ -77,19 +79,25 @@ def _samples(
 def steps_curve(results: pd.DataFrame) -> pd.DataFrame:
     """Return accuracy by steps (columns; 0 is clean), a row per model, attack, eps and protocol.
 
-    The verdict is each protocol's own, at the last exit: the lines of Figure 4.
+    The verdict is each protocol's own, at the last exit: the lines of Figure 4.  Every cell has a row of its
+    own; what else tells them apart is in attack: "pgd(loss='dlr')", "pgd, seed 1, runs/a".
     """
     rows = headline(results)
-    attacked = rows[rows["kind"] == "attack"]
-    named = ["model", "attack", "eps_text", "protocol"]
-    curve = attacked.pivot_table(index=named, columns="steps", values="accuracy", sort=False)
-    clean = rows[rows["kind"] == "clean"].drop_duplicates("model").set_index("model")["accuracy"]
-    curve.insert(0, 0, curve.index.get_level_values("model").map(clean.to_dict()))
-    return curve
+    lines = lines_of(rows, along="steps", beside=["eps_text"])
+    lines = lines.assign(attack=lines["attack"] + lines["apart"])
+    index = ["line", "model", "attack", "eps_text", "protocol"]
+    curve = lines.pivot(index=index, columns="steps", values="accuracy")
+    clean = clean_of(rows, lines)["accuracy"]
+    curve.insert(0, 0, clean.reindex(curve.index.get_level_values("line")).to_numpy())
+    return curve.droplevel("line")
 
 
 def corruption_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Return Table 2: a row per model and glimpses, accuracy clean, on average and per corruption."""
+    """Return Table 2: a row per model and glimpses, accuracy clean, on average and per corruption.
+
+    Raises UserError where a cell is there more than once, as those of several runs are.
+    """
+    _check_once(results)
     return table2.table2(results, pd.DataFrame()).values
 
 
@@ -97,9 +105,22 @@ def corruption_errors(results: pd.DataFrame, baseline: pd.DataFrame | None = Non
     """Return mean accuracies in all and per family, and mCE, a row per model and glimpses.
 
     baseline: the results of one model on the same set, whose errors mCE divides by; NaN without one.
+    Raises UserError where a cell is there more than once, as those of several runs are.
     """
+    _check_once(results)
     divisor = None if baseline is None else table2.baseline_from(baseline, where="baseline")
     return table2.summary(results, divisor)
+
+
+def _check_once(results: pd.DataFrame) -> None:
+    cells = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
+    twice = cells[cells.duplicated(["model", "exit", "corruption", "severity"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise UserError(
+            f"expected {row['model']} under {row['corruption']} at severity {row['severity']} once, got it "
+            "several times, and Table 2 has room for one; read one run at a time"
+        )
 
 
 def paired_difference(samples: pd.DataFrame, before: str, after: str) -> pd.DataFrame:
@@ -108,7 +129,8 @@ def paired_difference(samples: pd.DataFrame, before: str, after: str) -> pd.Data
     samples: what outcomes gives.  before, after: models; each is taken at its last exit.
     Columns: those of CONDITION, n, lost, gained (samples), difference with its 95 % interval (Newcombe),
     p_value (McNemar, exact) and p_holm, corrected for all rows together.
-    Raises UserError where a model is missing, or the two share no images under any condition.
+    Raises UserError where a model is missing, where several runs of one contradict each other, or where the
+    two share no images under any condition.
     """
     sides = []
     for model in (before, after):
@@ -117,7 +139,13 @@ def paired_difference(samples: pd.DataFrame, before: str, after: str) -> pd.Data
             known = ", ".join(sorted(set(samples["model"])))
             raise UserError(f"no outcomes of {model!r}; there are those of {known}")
         last = rows[rows["exit"] == rows["exit"].max()]
-        sides.append(last.drop_duplicates([*CONDITION, "index"])[[*CONDITION, "index", "is_correct"]])
+        told = last.drop_duplicates([*CONDITION, "index", "is_correct"])
+        if told.duplicated([*CONDITION, "index"]).any():
+            runs = ", ".join(dict.fromkeys(told["run"]))
+            raise UserError(
+                f"{model} has an image both right and wrong under one condition; give one run of {runs}"
+            )
+        sides.append(told[[*CONDITION, "index", "is_correct"]])
     both = sides[0].merge(sides[1], on=[*CONDITION, "index"], suffixes=("_before", "_after"))
     if both.empty:
         raise UserError(f"{before} and {after} were not run on the same images under any one condition")

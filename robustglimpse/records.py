@@ -19,13 +19,15 @@ Channels = tuple[float, float, float]
 SCHEMA = 1
 
 # results.csv: one row per cell, exit, verdict and step count. Accuracies are fractions.
+# options: the attack's arguments that have no column of their own.
 # cell: the key of the cell, and so of its file of outcomes.
 RESULT_COLUMNS = (
     "schema", "model", "backbone", "family", "weights_sha256", "dataset", "data_sha256", "split",
-    "classes", "size_px", "n", "n_total", "kind", "attack", "norm", "eps", "eps_text", "step_size",
-    "steps", "restarts", "protocol", "surrogate", "judge", "seed", "corruption", "severity", "preset",
-    "store", "texture", "exit", "correct", "total", "accuracy", "ci_low", "ci_high", "gmacs", "forwards",
-    "backwards", "seconds", "batch_size", "device", "torch", "robustglimpse", "cell", "status", "error",
+    "classes", "size_px", "n", "n_total", "kind", "attack", "options", "norm", "eps", "eps_text",
+    "step_size", "steps", "restarts", "protocol", "surrogate", "judge", "seed", "corruption", "severity",
+    "preset", "store", "texture", "exit", "correct", "total", "accuracy", "ci_low", "ci_high", "gmacs",
+    "forwards", "backwards", "seconds", "batch_size", "device", "torch", "robustglimpse", "cell", "status",
+    "error",
 )  # fmt: skip
 
 # Per-sample outcomes: one row per sample and exit, kept for every cell.
@@ -68,6 +70,8 @@ class Protocol:
     normalised: the ball lives in the model's normalised pixels and is not clipped to valid ones.
     surrogates: whose gradients are followed, in turn, each on what the others left standing.
     judges: which verdicts become rows, the headline first; "worst" alone lets fooled samples leave early.
+    rank: its place from the mildest, 1, to the hardest, as readers should meet them.
+    dashes: its line in figures: lengths drawn and left out in turn, in line widths; () for a solid one.
     """
 
     summary: str
@@ -75,24 +79,27 @@ class Protocol:
     random_start: bool
     surrogates: tuple[str, ...]
     judges: tuple[Judge, ...]
+    # Out of its text: a plan's holds that, and seeds a model that answers at random.
+    rank: int = field(repr=False)
+    dashes: tuple[float, ...] = field(repr=False)
 
 
 PROTOCOLS: dict[str, Protocol] = {
     "plain": Protocol(
         "as libraries are compared: pixels, no random start, clipped to [0,1], last iterate",
-        False, False, ("as-trained",), ("last", "worst"),
+        False, False, ("as-trained",), ("last", "worst"), rank=2, dashes=(3, 1.5, 1, 1.5),
     ),
     "standard": Protocol(
         "pixels, random start, clipped to [0,1], any iterate may fool",
-        False, True, ("as-trained",), ("worst",),
+        False, True, ("as-trained",), ("worst",), rank=3, dashes=(),
     ),
     "paper": Protocol(
         "as MGNet's authors: normalised pixels (eps some 4.4 times smaller), no start, no clip, last iterate",
-        True, False, ("as-trained",), ("last", "worst"),
+        True, False, ("as-trained",), ("last", "worst"), rank=1, dashes=(1, 1.2),
     ),
     "adaptive": Protocol(
         "as standard, through three gradients in turn: as trained, exact, mean of exits",
-        False, True, ("as-trained", "exact", "mean-exits"), ("worst",),
+        False, True, ("as-trained", "exact", "mean-exits"), ("worst",), rank=4, dashes=(5, 2),
     ),
 }  # fmt: skip
 

@@ -37,6 +37,7 @@ from robustglimpse.records import (
     UserError,
 )
 from robustglimpse.registry import Call, find, parse_call, parse_fraction
+from robustglimpse.report.tables import fraction_text, options_text
 from robustglimpse.rng import KeyedDraws
 from robustglimpse.stats import wilson
 from robustglimpse.store import Columns, Provenance, Row, Store, is_correct
@@ -601,7 +602,7 @@ def _radius(row: Row, eps: float | None) -> Row:
     """Return the columns of a row that differ along a sweep over eps."""
     if eps is None:
         return {}
-    return {"eps": eps, "eps_text": _fraction_text(eps), "step_size": row["step_size"] * eps / row["eps"]}
+    return {"eps": eps, "eps_text": fraction_text(eps), "step_size": row["step_size"] * eps / row["eps"]}
 
 
 def _estimate(estimate: Estimate) -> Row:
@@ -634,9 +635,10 @@ def _description(w: Work, device: str) -> Row:
         "n_total": w.dataset.total,
         "kind": "attack" if attacked else "corruption" if w.corruption else CLEAN,
         "attack": call.name if attacked else "",
+        "options": options_text(w.cell.perturb) if attacked else "",
         "norm": w.cell.threat.norm if attacked else "",
         "eps": w.cell.threat.eps if attacked else 0.0,
-        "eps_text": _fraction_text(w.cell.threat.eps) if attacked else "0",
+        "eps_text": fraction_text(w.cell.threat.eps) if attacked else "0",
         "step_size": _step_size(call, w.cell.threat.eps) if attacked else float("nan"),
         "restarts": w.cell.restarts if attacked else 0,
         "protocol": w.cell.protocol,
@@ -661,12 +663,6 @@ def _step_size(call: Call, eps: float) -> float:
         return float(call.get("rel_stepsize")) * eps
     size = call.get("step_size")
     return float(eps if call.name == "fgsm" else "nan") if size is None else float(size)
-
-
-def _fraction_text(eps: float) -> str:
-    """Return eps as k/255 where it is that, else as a decimal."""
-    levels = eps * 255
-    return f"{levels:.6g}/255" if abs(levels * 4 - round(levels * 4)) < 1e-6 else f"{eps:.6g}"
 
 
 def _input_px(w: Work) -> int:

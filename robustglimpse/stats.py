@@ -45,14 +45,10 @@ def wilson(correct: int, total: int, *, confidence: float = 0.95) -> Estimate:
     approximation claims certainty.  Raises ValueError unless 0 <= correct <= total and total >= 1.
     Source: Wilson 1927; Brown, Cai & DasGupta 2001.
     """
-    _check_counts(correct, total)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    return Estimate(correct, total, correct / total, *_wilson_bounds(correct, total, z))
-
-
-def _check_counts(correct: int, total: int) -> None:
     if not 0 <= correct <= total or total < 1:
         raise ValueError(f"expected 0 <= correct <= total and total >= 1, got {correct} of {total}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    return Estimate(correct, total, correct / total, *_wilson_bounds(correct, total, z))
 
 
 def _wilson_bounds(correct: float, total: float, z: float) -> tuple[float, float]:
@@ -63,21 +59,6 @@ def _wilson_bounds(correct: float, total: float, z: float) -> tuple[float, float
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == total else min(1.0, centre + half)
     return low, high
-
-
-def clopper_pearson(correct: int, total: int, *, confidence: float = 0.95) -> Estimate:
-    """Return the proportion correct/total with Clopper and Pearson's exact interval.
-
-    It holds the truth at least as often as it says, at every true proportion; so it is the wider one.
-    Raises ValueError unless 0 <= correct <= total and total >= 1.  Source: Clopper & Pearson 1934.
-    """
-    from scipy.special import betaincinv
-
-    _check_counts(correct, total)
-    tail = (1 - confidence) / 2
-    low = float(betaincinv(correct, total - correct + 1, tail)) if correct else 0.0
-    high = float(betaincinv(correct + 1, total - correct, 1 - tail)) if correct < total else 1.0
-    return Estimate(correct, total, correct / total, low, high)
 
 
 def mean_corruption_error(
@@ -270,46 +251,6 @@ def smallest_drop(
         is_found = mcnemar_power(middle, total=total, discordant=discordant, alpha=alpha) >= power
         low, high = (low, middle) if is_found else (middle, high)
     return high
-
-
-def mce_interval(
-    errors: Mapping[str, NDArray[Any]],
-    baseline: Mapping[str, float] | Mapping[str, NDArray[Any]],
-    *,
-    confidence: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Return mCE as a fraction with a percentile interval from a bootstrap over images.
-
-    errors: by corruption, each image's error f64 [N] averaged over the severities; all of the same images.
-    baseline: published errors, or those of a model on the same images, which are then drawn with ours.
-    Images are drawn whole, with everything that happened to them: they are the unit, not cells.
-    Raises ValueError where the images differ or mean_corruption_error would.
-    Source: Efron & Tibshirani 1993, chapter 13.
-    """
-    names = list(errors)
-    known = [*errors.values(), *(b for name, b in baseline.items() if name in errors and np.ndim(b))]
-    sizes = {np.size(values) for values in known}
-    if len(sizes) != 1 or sizes == {0}:
-        raise ValueError(f"expected the errors of the same images everywhere, got {sorted(sizes)} of them")
-
-    def mean(values: Any) -> float:
-        return float(np.mean(values))
-
-    value = mean_corruption_error(
-        {name: mean(errors[name]) for name in names}, {name: mean(b) for name, b in baseline.items()}
-    )
-    total = sizes.pop()
-    ours = np.stack([errors[name] for name in names], axis=1)
-    theirs = np.stack([np.broadcast_to(baseline[name], total) for name in names], axis=1)
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(draws)
-    for k in range(draws):
-        weights = rng.multinomial(total, np.full(total, 1 / total)).astype(float)
-        drawn[k] = ((weights @ ours) / (weights @ theirs)).mean()
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(low), float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

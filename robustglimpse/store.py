@@ -165,8 +165,8 @@ class Store:
 
 TEXT_COLUMNS = (
     "model", "backbone", "family", "weights_sha256", "dataset", "data_sha256", "split", "kind", "attack",
-    "norm", "eps_text", "protocol", "surrogate", "judge", "corruption", "store", "texture", "device", "torch",
-    "robustglimpse", "cell", "status", "error",
+    "options", "norm", "eps_text", "protocol", "surrogate", "judge", "corruption", "store", "texture",
+    "device", "torch", "robustglimpse", "cell", "status", "error",
 )  # fmt: skip
 WHOLE_COLUMNS = (
     "schema", "classes", "size_px", "n", "n_total", "steps", "restarts", "seed", "severity", "preset",

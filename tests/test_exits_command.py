@@ -71,8 +71,8 @@ def results_of(store: Store, cells: dict[str, pd.DataFrame], **attack: Any) -> p
             {
                 "model": "m", "network": "m", "threshold": nan, "family": "mgnet", "dataset": "set",
                 "kind": "clean" if kind == "clean" else "attack", "attack": "" if kind == "clean" else "pgd",
-                "norm": "linf", "eps": 0.1, "eps_text": "0.1", "steps": 4, "protocol": "standard",
-                "exit": t + 1, "gmacs": gmacs, "cell": kind, "status": "ok", **attack,
+                "options": "", "norm": "linf", "eps": 0.1, "eps_text": "0.1", "steps": 4,
+                "protocol": "standard", "exit": t + 1, "gmacs": gmacs, "cell": kind, "status": "ok", **attack,
             }
             for t, gmacs in enumerate(GMACS)
         ]  # fmt: skip

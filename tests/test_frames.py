@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,6 +18,7 @@ from robustglimpse import frames, read_results
 from robustglimpse.data import from_tensors
 from robustglimpse.models.sources import wrap
 from robustglimpse.records import UserError
+from robustglimpse.report.tables import eps_curve, steps_table
 from robustglimpse.runner import Bench, bench
 from robustglimpse.sweep import Sweep, sweep_corruptions
 
@@ -114,3 +118,52 @@ def test_frames_load_no_torch() -> None:
 
 def test_frames_are_plain_pandas(run: Path) -> None:
     assert isinstance(frames.steps_curve(read_results(run)), pd.DataFrame)
+
+
+def test_every_cell_has_a_row_of_its_own(run: Path, tmp_path: Path) -> None:
+    means = torch.arange(10) / 10 + 0.05
+    data = from_tensors(means[:, None, None, None].expand(10, 3, 8, 8), (means > 0.5).long(), name="flat")
+    model = wrap(Threshold(0.5), name="at 0.5", classes=2, size_px=8)
+    asked = Bench(models=(model,), data=data, steps=(16,), eps="16/255", step_size="4/255")
+    two = replace(asked, attacks=("pgd(loss='margin', eot=2)", "pgd"))
+    lines = steps_table(bench(two, tmp_path / "calls")).splitlines()[2:]
+    assert len(lines) == len({line.split("|")[2] for line in lines}) == 2
+    swept = replace(two, curve="eps", eps="8/255,16/255")
+    curve = eps_curve(bench(swept, tmp_path / "swept"))
+    assert len(curve) == 2
+    assert curve.index.is_unique
+    # Another seed, another run of the same: rows beside each other, never a mean.
+    bench(replace(asked, seed=7), tmp_path / "seed")
+    frame = read_results(run, tmp_path / "seed")
+    rows = frames.steps_curve(frame[frame["steps"] != 1]).reset_index()
+    assert rows["attack"].tolist() == ["pgd, seed 0", "pgd, seed 7", "pgd, seed 0"]
+    again = frames.steps_curve(read_results(run, shutil.copytree(run, tmp_path / "again"))).reset_index()
+    assert set(again["attack"]) == {f"pgd, {tmp_path / 'again'}", f"pgd, {run}"}
+    assert len(again) == 4
+
+
+def test_runs_that_contradict_each_other_are_not_paired(run: Path) -> None:
+    samples = frames.outcomes(run)
+    other = samples.assign(run="other")
+    assert len(frames.paired_difference(pd.concat([samples, other]), "at 0.5", "at 0.7")) == 5
+    other.loc[(other["model"] == "at 0.7") & (other["index"] == 3), "is_correct"] ^= True
+    with pytest.raises(
+        UserError, match=r"at 0.7 has an image both right and wrong under one condition; .*other"
+    ):
+        frames.paired_difference(pd.concat([samples, other]), "at 0.5", "at 0.7")
+
+
+def test_restarts_are_part_of_the_condition(run: Path) -> None:
+    samples = frames.outcomes(run)
+    samples.loc[samples["model"] == "at 0.7", "restarts"] = 5
+    with pytest.raises(UserError, match="not run on the same images under any one condition"):
+        frames.paired_difference(samples, "at 0.5", "at 0.7")
+
+
+@pytest.mark.parametrize("read", [frames.corruption_table, frames.corruption_errors])
+def test_corruptions_of_two_runs_are_no_one_table(run: Path, read: Any) -> None:
+    frame = read_results(run)
+    with pytest.raises(
+        UserError, match=r"at 0.5 under brightness at severity 1 once.*read one run at a time"
+    ):
+        read(pd.concat([frame, frame.assign(run="other")]))

@@ -14,9 +14,7 @@ from robustglimpse.corruptions import names
 from robustglimpse.stats import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERROR,
-    clopper_pearson,
     holm,
-    mce_interval,
     mcnemar,
     mcnemar_power,
     mean_corruption_error,
@@ -210,37 +208,21 @@ def statsmodels(module: str) -> Any:
     return pytest.importorskip(f"statsmodels.stats.{module}", reason="statsmodels is in the dev extra only")
 
 
-# Clopper and Pearson
-
-
-def test_an_exact_interval_has_its_closed_forms_at_the_ends() -> None:
-    # 0 of 10: (1 - p)^10 = 0.025.
-    found = clopper_pearson(0, 10)
-    assert (found.value, found.low) == (0.0, 0.0)
-    assert found.high == pytest.approx(1 - 0.025**0.1)
-    assert found.high == pytest.approx(0.3085, abs=5e-5)
-    assert clopper_pearson(10, 10).low == pytest.approx(1 - found.high)
+# Intervals of one proportion
 
 
 @pytest.mark.parametrize("correct, total", [(0, 7), (1, 7), (5, 10), (81, 263), (999, 1000), (1000, 1000)])
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-def test_intervals_agree_with_statsmodels(correct: int, total: int, confidence: float) -> None:
+def test_wilsons_interval_agrees_with_statsmodels(correct: int, total: int, confidence: float) -> None:
     interval = statsmodels("proportion").proportion_confint
-    for found, method in ((clopper_pearson, "beta"), (wilson, "wilson")):
-        ours = found(correct, total, confidence=confidence)
-        theirs = interval(correct, total, alpha=1 - confidence, method=method)
-        assert (ours.low, ours.high) == pytest.approx(theirs, abs=1e-10)
-
-
-def test_the_exact_interval_holds_wilsons_estimate_and_is_wider() -> None:
-    for correct in range(31):
-        exact, score = clopper_pearson(correct, 30), wilson(correct, 30)
-        assert exact.low <= score.value <= exact.high
-        assert exact.high - exact.low > score.high - score.low
+    ours = wilson(correct, total, confidence=confidence)
+    theirs = interval(correct, total, alpha=1 - confidence, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx(theirs, abs=1e-10)
 
 
 def test_none_of_n_leaves_three_in_n_open() -> None:
-    assert unseen(1000) == pytest.approx(clopper_pearson(0, 1000, confidence=0.9).high)
+    # (1 - p)^1000 = 0.05: the exact interval's upper end.
+    assert (1 - unseen(1000)) ** 1000 == pytest.approx(0.05)
     assert unseen(1000) == pytest.approx(3 / 1000, rel=0.01)
 
 
@@ -362,33 +344,6 @@ def test_a_mean_difference_is_students_and_keeps_a_width() -> None:
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
     none = mean_difference(np.zeros(50), confidence=0.9)
     assert none.high == -none.low == pytest.approx(unseen(50))
-
-
-# mCE with its interval
-
-
-def test_an_mce_interval_of_one_corruption_is_that_of_a_mean() -> None:
-    rng = np.random.default_rng(0)
-    errors = rng.integers(0, 6, 400) / 5
-    found = mce_interval({"fog": errors}, {"fog": 0.5})
-    half = 1.96 * errors.std() / 20 / 0.5
-    assert found.value == pytest.approx(errors.mean() / 0.5)
-    assert found.high - found.value == pytest.approx(half, rel=0.15)
-    assert found.value - found.low == pytest.approx(half, rel=0.15)
-    assert mce_interval({"fog": errors}, {"fog": 0.5}) == found, "the same seed, the same numbers"
-
-
-def test_a_baseline_on_the_same_images_is_drawn_with_ours() -> None:
-    errors = {"fog": scores(1, 300), "snow": scores(2, 300)}
-    alike = {name: np.minimum(1, values + 0.1) for name, values in errors.items()}
-    paired = mce_interval(errors, alike)
-    means = {name: float(values.mean()) for name, values in alike.items()}
-    apart = mce_interval(errors, means)
-    assert paired.value == pytest.approx(apart.value)
-    assert paired.high - paired.low < 0.5 * (apart.high - apart.low)
-    assert mce_interval(errors, errors).low == pytest.approx(1)
-    with pytest.raises(ValueError, match="same images"):
-        mce_interval(errors, {name: values[:5] for name, values in alike.items()})
 
 
 def test_holm_agrees_with_statsmodels() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,3 +93,24 @@ def test_rows_say_what_they_are() -> None:
             assert {parse_call(part).name for part in parts} <= set(OWN)
             assert parts or callable(resolve(row))  # type: ignore[arg-type]
     assert list(PROTOCOLS) == ["plain", "standard", "paper", "adaptive"]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_has_its_row_in_readme(name: str) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (line,) = re.findall(rf"^\| `{name}`.*", readme, re.M)
+    _, _, where, start, clip, gradient, verdict, _ = line.split("|")
+    row = PROTOCOLS[name]
+    assert ("normalised" in where, "none" in clip) == (row.normalised, row.normalised)
+    assert ("random" in start) == row.random_start
+    assert gradient.count(",") >= len(row.surrogates) - 1
+    assert ("last iterate" in verdict) == (row.judges[0] == "last")
+
+
+def test_protocols_have_places_and_lines_of_their_own() -> None:
+    assert sorted(row.rank for row in PROTOCOLS.values()) == list(range(1, len(PROTOCOLS) + 1))
+    assert len({row.dashes for row in PROTOCOLS.values()}) == len(PROTOCOLS)
+
+
+def test_how_a_protocol_is_drawn_is_not_in_the_text_that_seeds_random_models() -> None:
+    assert not {"rank", "dashes"} & set(re.findall(r"\w+", str(PROTOCOLS["paper"])))

@@ -16,20 +16,18 @@ from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.registry import parse_call
 from robustglimpse.report.paired import correctness, mean_interval, still_right, tie_groups
 from robustglimpse.report.table2 import Table2, table2
-from robustglimpse.report.tables import PROTOCOL_ORDER, headline
+from robustglimpse.report.tables import PROTOCOL_ORDER, fraction_text, headline, options_text
 from robustglimpse.store import Run
 
 # Two cells with these alike did the same thing to the same images.
 TASK = [
-    "dataset", "split", "n", "data_sha256", "kind", "attack", "options", "norm", "eps", "eps_text",
+    "dataset", "split", "n", "data_sha256", "kind", "attack", "options", "swept", "norm", "eps", "eps_text",
     "step_size", "restarts", "protocol", "surrogate", "seed", "corruption", "severity", "preset", "store",
     "texture",
 ]  # fmt: skip
 VERDICT = ["judge", "exit", "steps"]
 DATA = ["dataset", "split", "n", "n_total", "data_sha256"]
-THREAT = ["attack", "options", "norm", "eps_text", "step_size", "restarts", "seed"]
-# Arguments of a call that have columns of their own.
-TOLD_ELSEWHERE = {"steps", "step_size", "severity", "preset", "store", "texture"}
+THREAT = ["attack", "options", "swept", "norm", "eps_text", "step_size", "restarts", "seed"]
 NORM_TEXT = {"linf": "L∞", "l2": "L2"}
 
 
@@ -72,11 +70,6 @@ class Comparison:
     judge: str
     entries: tuple[Entry, ...]
 
-    @property
-    def is_paired(self) -> bool:
-        """Whether the images decided ties."""
-        return any(entry.ties for entry in self.entries)
-
 
 @dataclass(frozen=True)
 class Curves:
@@ -117,8 +110,8 @@ class Exits:
 class Board:
     """Everything that runs have to say.
 
-    rows: finished cells, each verdict once; columns run, data_sha256, options, runs and flags beside those
-        of results.csv.  failed: cells that crashed and that no run finished.
+    rows: finished cells, each verdict once; columns run, swept, runs and flags beside those of results.csv.
+    failed: cells that crashed and that no run finished.
     """
 
     runs: Mapping[str, Run]
@@ -204,23 +197,30 @@ def _unfinished(run: Run) -> list[str]:
 
 
 def _with_source(name: str, run: Run) -> pd.DataFrame:
-    """Return a run's rows with its name, the hash of the data, and arguments that have no column.
+    """Return a run's rows with its name, the hash of the data, the options of each call and what it swept.
 
     is_last_exit, is_most_steps: what a cell is quoted by; marked here, for merging runs takes cells apart.
     """
     rows = run.results
-    keys = list(dict.fromkeys(rows["cell"]))
-    data, options = {}, {}
-    for key in keys:
-        record = run.records.get(key, {})
-        data[key] = str(record.get("provenance", {}).get("data_sha256", ""))
-        options[key] = _options(str(record.get("cell", {}).get("perturb", "")))
-    rows = rows.assign(run=name, data_sha256=rows["cell"].map(data), options=rows["cell"].map(options))
-    # A crashed cell has no record: it saw what the others of its run saw.
-    for column, told_by in {"data_sha256": ["dataset", "split", "n"], "options": ["attack"]}.items():
-        known = rows[rows["status"] == "ok"].groupby(told_by)[column].agg(["nunique", "first"])
+    cells = rows["cell"].tolist()
+    calls = {key: str(record.get("cell", {}).get("perturb", "")) for key, record in run.records.items()}
+    data = {key: str(r.get("provenance", {}).get("data_sha256", "")) for key, r in run.records.items()}
+    options = {key: options_text(call) for key, call in calls.items()}
+    swept = {key: _swept_text(call) for key, call in calls.items()}
+    listed = rows["options"].astype(object).where(rows["options"].notna(), "").astype(str)
+    rows = rows.assign(
+        run=name, data_sha256=[data.get(cell, "") for cell in cells],
+        options=[options.get(cell, text) for cell, text in zip(cells, listed, strict=True)],
+        swept=[swept.get(cell, "") for cell in cells],
+    )  # fmt: skip
+    # A crashed cell has no record: it saw and did what the others of its run saw and did.
+    told_by = {"data_sha256": ["dataset", "split", "n"], "swept": ["attack"]}
+    if (listed != rows["options"]).any():  # an older results.csv, which says nothing of options
+        told_by["options"] = ["attack"]
+    for column, alike in told_by.items():
+        known = rows[rows["status"] == "ok"].groupby(alike)[column].agg(["nunique", "first"])
         known = known.loc[known["nunique"] == 1, ["first"]].reset_index()
-        found = rows[told_by].merge(known, how="left", on=told_by)["first"].set_axis(rows.index)
+        found = rows[alike].merge(known, how="left", on=alike)["first"].set_axis(rows.index)
         rows[column] = rows[column].where(rows["status"] == "ok", found.fillna(""))
     by_cell = rows.groupby(["cell", "model", "weights_sha256", *TASK], dropna=False)
     for mark, column in {"is_last_exit": "exit", "is_most_steps": "steps"}.items():
@@ -228,12 +228,10 @@ def _with_source(name: str, run: Run) -> pd.DataFrame:
     return rows
 
 
-def _options(call: str) -> str:
-    """Return "decay=0.5" of "mifgsm(decay=0.5, steps=[1])"; "" where it cannot be read."""
-    if "(" not in call:
-        return ""
-    arguments = parse_call(call).arguments
-    return ", ".join(f"{name}={value}" for name, value in arguments if name not in TOLD_ELSEWHERE)
+def _swept_text(call: str) -> str:
+    """Return "swept over 2/255, 4/255" of a sweep: what fell at one eps counts as fallen at those above."""
+    radii = parse_call(call).get("radii", [])
+    return "swept over " + ", ".join(map(fraction_text, radii)) if radii else ""
 
 
 def _merge(rows: pd.DataFrame) -> pd.DataFrame:
@@ -277,17 +275,12 @@ def _threat_text(at: Any) -> str:
     """Return "PGD, L∞ 4/255, steps of 1/255"."""
     parts = [str(at["attack"]).upper(), f"{NORM_TEXT.get(at['norm'], at['norm'])} {at['eps_text']}"]
     if not pd.isna(at["step_size"]):
-        parts.append(f"steps of {_level(float(at['step_size']))}")
+        parts.append(f"steps of {fraction_text(float(at['step_size']))}")
     if not pd.isna(at["restarts"]) and at["restarts"] > 1:
         parts.append(f"{at['restarts']} restarts")
     if not pd.isna(at["seed"]) and at["seed"] != 0:
         parts.append(f"seed {at['seed']}")
-    return ", ".join([*parts, *([at["options"]] if at["options"] else [])])
-
-
-def _level(value: float) -> str:
-    levels = value * 255
-    return f"{levels:.6g}/255" if abs(levels * 4 - round(levels * 4)) < 1e-6 else f"{value:.6g}"
+    return ", ".join([*parts, *(at[name] for name in ("options", "swept") if at[name])])
 
 
 def _clean_of(board: Board, row: Any) -> float:
@@ -303,6 +296,9 @@ def _scores(board: Board, row: Any) -> pd.Series[float] | None:
     if outcomes is None:
         return None
     of_cell = board.rows[(board.rows["run"] == row["run"]) & (board.rows["cell"] == row["cell"])]
+    if "fell_at" in outcomes:  # of a sweep: who fell at a larger eps still stands at this one
+        stands = outcomes["fell_at"] > row["eps"]
+        outcomes = outcomes.assign(first_success_step=np.where(stands, -1, 0))
     return still_right(
         outcomes, exit_number=row["exit"], judge=row["judge"], steps=row["steps"],
         most=int(of_cell["steps"].max()),

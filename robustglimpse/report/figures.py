@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from robustglimpse.corruptions import CORRUPTIONS
+from robustglimpse.records import PROTOCOLS
 from robustglimpse.report.table2 import SHORT, Table2
-from robustglimpse.report.tables import condition_text, headline
+from robustglimpse.report.tables import ESTIMATE, clean_of, condition_text, headline, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +27,7 @@ FAMILY_STYLES = {
     "ffnet": ("FF-Net", "#0072B2", "o"),
     "mgnet": ("MGNet", "#D55E00", "s"),
 }
-OTHER_STYLE = ("", "#009E73", "^")
-PROTOCOL_LINES = {"paper": (0, (1, 1.2)), "standard": "solid", "adaptive": (0, (5, 2))}
+PROTOCOL_LINES = {name: (0, row.dashes) if row.dashes else "solid" for name, row in PROTOCOLS.items()}
 BACKBONE_TITLES = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50",
     "resnext50": "ResNeXt-50", "wrn50": "WRN-50",
@@ -35,104 +35,112 @@ BACKBONE_TITLES = {
 
 
 def figure4(results: pd.DataFrame) -> Figure:
-    """Return accuracy against attack steps: a panel per backbone, a line per model and protocol.
+    """Return accuracy against attack steps: a panel per backbone, a line per model, attack and protocol.
 
     The band around a line is its 95 % Wilson interval; step 0 is the clean accuracy.
     """
-    from matplotlib.figure import Figure
-
     rows = headline(results)
-    attacked = rows[rows["kind"] == "attack"]
-    backbones = list(dict.fromkeys(attacked["backbone"]))
-    figure = Figure(figsize=(4.6 * len(backbones) + 1.9, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(backbones), sharey=True, squeeze=False)[0]
-    for panel, backbone in zip(panels, backbones, strict=True):
-        _steps_panel(panel, rows[rows["backbone"] == backbone])
-        panel.set_title(BACKBONE_TITLES.get(str(backbone), str(backbone)))
-    panels[0].set_ylabel("accuracy (%)")
-    first = attacked.iloc[0]
-    attacks = ", ".join(dict.fromkeys(attacked["attack"].str.upper()))
+    attacked = lines_of(rows, along="steps")
+    figure, panels = _line_panels(rows, attacked, "steps")
+    for panel, (_, of_backbone) in zip(panels, attacked.groupby("backbone", sort=False), strict=True):
+        _steps_axis(panel, of_backbone["steps"])
+    calls = (attack.partition("(") for attack in attacked["attack"])
+    names = [f"{name.upper()}{bracket}{rest}" for name, bracket, rest in calls]
     figure.suptitle(
-        f"{attacks}, {first['norm']} eps {', '.join(dict.fromkeys(attacked['eps_text']))}, "
-        f"{first['dataset']} ({int(first['n'])} images)",
+        f"{literal(_listed(names))}, {_listed(attacked['norm'])} eps {_listed(attacked['eps_text'])}, "
+        f"{_data_text(attacked)}",
         fontsize=10,
     )
-    handles = {h.get_label(): h for panel in panels for h in panel.get_lines()}
-    figure.legend(handles=list(handles.values()), loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
 
-def _steps_panel(panel: Axes, rows: pd.DataFrame) -> None:
-    """Draw one backbone's lines."""
-    clean = rows[rows["kind"] == "clean"].drop_duplicates("model").set_index("model")
-    attacked = rows[rows["kind"] == "attack"]
-    counts = sorted({0, *attacked["steps"]})
-    many_attacks = attacked["attack"].nunique() > 1
-    groups = attacked.groupby(["model", "family", "attack", "protocol"], sort=False)
-    for (model, family, attack, protocol), group in groups:
-        title, colour, marker = FAMILY_STYLES.get(str(family), OTHER_STYLE)
-        line = pd.concat([clean.loc[[model]], group.sort_values("steps")])
-        label = f"{title or model}, {protocol}{f', {attack}' if many_attacks else ''}"
-        panel.plot(
-            line["steps"], 100 * line["accuracy"], label=label, color=colour, marker=marker,
-            linestyle=PROTOCOL_LINES.get(str(protocol), "solid"), markersize=4.5, linewidth=1.7,
-            clip_on=False,
-        )  # fmt: skip
-        panel.fill_between(
-            line["steps"], 100 * line["ci_low"], 100 * line["ci_high"], color=colour, alpha=0.13, linewidth=0
-        )
+def eps_figure(results: pd.DataFrame) -> Figure:
+    """Return accuracy against eps: a panel per backbone, a line per model, attack and protocol."""
+    rows = headline(results)
+    attacked = lines_of(rows, along="eps")
+    figure, panels = _line_panels(rows, attacked.assign(eps=255 * attacked["eps"]), "eps")
+    for panel in panels:
+        panel.set_xlim(0, 255 * attacked["eps"].max())
+        panel.set_xlabel(f"{_listed(attacked['norm'])} eps (1/255)")
+    figure.suptitle(f"{literal(_listed(attacked['attack']))}, {_data_text(attacked)}", fontsize=10)
+    return figure
+
+
+def _line_panels(rows: pd.DataFrame, attacked: pd.DataFrame, along: str) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure with a panel per backbone and a line per model, attack and protocol, from clean on.
+
+    rows: what is quoted, at the last exit.  attacked: its lines (tables.lines_of); along: the column that
+    changes along them.
+    """
+    from matplotlib.figure import Figure
+
+    clean = clean_of(rows, attacked).assign(**{along: 0.0})
+    shown = _shown(attacked)
+    styles = _model_styles(shown)
+    backbones = list(dict.fromkeys(shown["backbone"]))
+    figure = Figure(figsize=(4.6 * len(backbones) + 1.9, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(backbones), sharey=True, squeeze=False)[0]
+    for panel, backbone in zip(panels, backbones, strict=True):
+        for line, group in shown[shown["backbone"] == backbone].groupby("line"):
+            row = group.iloc[0]
+            points = pd.concat([clean.loc[[line]], group.sort_values(along)])
+            _draw_line(
+                panel, points, along, *styles[row["shown"]], row["protocol"],
+                label=literal(f"{row['called']}, {row['protocol']}{row['how']}"),
+            )  # fmt: skip
+        _percent_axis(panel)
+        panel.set_ylabel("")
+        panel.set_title(BACKBONE_TITLES.get(str(backbone), literal(str(backbone))))
+    panels[0].set_ylabel("accuracy (%)")
+    handles = {h.get_label(): h for panel in panels for h in panel.get_lines()}
+    figure.legend(
+        handles=list(handles.values()), loc="outside right center", frameon=False, fontsize=8.5,
+        handlelength=4,  # long enough to tell dashes from dots beside the marker
+    )  # fmt: skip
+    return figure, panels
+
+
+def _shown(attacked: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines with what the legend calls them, `called` a model and `how` the attack, and `shown`.
+
+    A family's name stands for its one network of a backbone; where there are several, their own do.
+    shown: what has a style of its own whatever the protocol.
+    """
+    networks = attacked.groupby(["family", "backbone"])["model"].nunique().groupby("family").max()
+    is_family = attacked["family"].isin(FAMILY_STYLES) & (attacked["family"].map(networks) == 1)
+    titles = attacked["family"].map({name: title for name, (title, _, _) in FAMILY_STYLES.items()})
+    how = attacked["apart"]
+    if attacked["attack"].nunique() > 1:
+        how = ", " + attacked["attack"] + how
+    called = titles.where(is_family, attacked["model"])
+    return attacked.assign(called=called, how=how, shown=called + how)
+
+
+def _draw_line(
+    panel: Axes, points: pd.DataFrame, along: str, colour: str, marker: str, protocol: str, *, label: str
+) -> None:
+    """Draw accuracies in percent along a column, with their intervals as a band."""
+    x = points[along].to_numpy(float)
+    y, low, high = (100 * points[name].to_numpy(float) for name in ESTIMATE)
+    panel.plot(
+        x, y, label=label, color=colour, marker=marker, linestyle=PROTOCOL_LINES.get(protocol, "solid"),
+        markersize=4.5, linewidth=1.7, clip_on=False,
+    )  # fmt: skip
+    panel.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def _steps_axis(panel: Axes, steps: pd.Series) -> None:
+    """Give a panel an axis of step counts, each twice as far as its half."""
+    counts = sorted({0, *(int(k) for k in steps)})
     panel.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
     panel.set_xticks(counts, [str(k) for k in counts])
     panel.set_xticks([], minor=True)
     panel.set_xlim(0, max(counts))
-    panel.set_ylim(0, 100)
     panel.set_xlabel("attack steps (0: clean)")
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.set_axisbelow(True)
-    for side in ("top", "right"):
-        panel.spines[side].set_visible(False)
 
 
-def eps_figure(results: pd.DataFrame) -> Figure:
-    """Return accuracy against eps: a panel per backbone, a line per model and protocol, at the last exit."""
-    from matplotlib.figure import Figure
-
-    rows = headline(results)
-    attacked = rows[rows["kind"] == "attack"]
-    clean = rows[rows["kind"] == "clean"]
-    backbones = list(dict.fromkeys(attacked["backbone"]))
-    figure = Figure(figsize=(4.6 * len(backbones) + 1.9, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(backbones), sharey=True, squeeze=False)[0]
-    several = attacked["attack"].nunique() > 1
-    for panel, backbone in zip(panels, backbones, strict=True):
-        of_backbone = attacked[attacked["backbone"] == backbone]
-        groups = of_backbone.groupby(["model", "family", "attack", "protocol"], sort=False)
-        for (model, family, attack, protocol), group in groups:
-            title, colour, marker = FAMILY_STYLES.get(str(family), OTHER_STYLE)
-            line = pd.concat([clean[clean["model"] == model].head(1), group.sort_values("eps")])
-            x, (y, low, high) = 255 * line["eps"], (100 * line[k] for k in ("accuracy", "ci_low", "ci_high"))
-            named = (
-                title if title and of_backbone[["model"]].nunique().iloc[0] <= len(FAMILY_STYLES) else model
-            )
-            panel.plot(
-                x, y, color=colour, marker=marker, linestyle=PROTOCOL_LINES.get(str(protocol), "solid"),
-                label=f"{named}, {protocol}{f', {attack}' if several else ''}", markersize=4.5,
-                linewidth=1.7, clip_on=False,
-            )  # fmt: skip
-            panel.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        panel.set_title(BACKBONE_TITLES.get(str(backbone), str(backbone)))
-        panel.set_xlim(0, 255 * attacked["eps"].max())
-        _percent_axis(panel)
-        panel.set_xlabel(f"{attacked['norm'].iloc[0]} eps (1/255)")
-    panels[0].set_ylabel("accuracy (%)")
-    first = attacked.iloc[0]
-    figure.suptitle(
-        f"{', '.join(dict.fromkeys(attacked['attack']))}, {first['dataset']} ({int(first['n'])} images)",
-        fontsize=10,
-    )
-    handles = {h.get_label(): h for panel in panels for h in panel.get_lines()}
-    figure.legend(handles=list(handles.values()), loc="outside right center", frameon=False, fontsize=8.5)
-    return figure
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
 
 
 def steps_panel(rows: pd.DataFrame) -> Figure:
@@ -150,25 +158,27 @@ def steps_panel(rows: pd.DataFrame) -> Figure:
     styles = _model_styles(attacked)
     ends = []
     for (model, protocol), group in attacked.groupby(["shown", "protocol"], sort=False):
-        colour, marker = styles[str(model)]
-        line = pd.concat([clean[clean["shown"] == model].head(1), group.sort_values("steps")])
-        x, y = line["steps"].to_numpy(float), 100 * line["accuracy"].to_numpy(float)
-        panel.plot(
-            x, y, color=colour, marker=marker, linestyle=PROTOCOL_LINES.get(str(protocol), "solid"),
-            markersize=4, linewidth=1.6, clip_on=False, zorder=3,
-        )  # fmt: skip
-        low, high = (100 * line[name].to_numpy(float) for name in ("ci_low", "ci_high"))
-        panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-        ends.append((x[-1], y[-1], f"{model}, {protocol}", colour))
-    counts = sorted({0, *(int(k) for k in attacked["steps"])})
-    panel.set_xscale("symlog", base=2, linthresh=1, linscale=0.6)
-    panel.set_xticks(counts, [str(k) for k in counts])
-    panel.set_xticks([], minor=True)
-    panel.set_xlim(0, max(counts))
+        before = clean[clean["shown"] == model]
+        for apart, part in _not_contradicting(group):
+            points = pd.concat([before if len(before) == 1 else before[:0], part.sort_values("steps")])
+            _draw_line(panel, points, "steps", *styles[str(model)], str(protocol), label="")
+            last = points.iloc[-1]
+            label = f"{model}, {protocol}{apart}"
+            ends.append((float(last["steps"]), 100 * float(last["accuracy"]), label, styles[str(model)][0]))
+    _steps_axis(panel, attacked["steps"])
     _percent_axis(panel)
-    panel.set_xlabel("attack steps (0: clean)")
     _label_ends(panel, ends)
     return figure
+
+
+def _not_contradicting(group: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield what tells a line's rows from others, and them: all, or each run's where runs contradict."""
+    if group["steps"].is_unique:
+        yield "", group
+        return
+    lines = lines_of(group, along="steps")
+    for _, part in lines.groupby("line"):
+        yield str(part["apart"].iloc[0]), part
 
 
 def figure3(points: pd.DataFrame, rules: pd.DataFrame) -> Figure:
@@ -220,7 +230,7 @@ def _draw_points(panel: Axes, line: pd.DataFrame, colour: str, marker: str) -> N
     is_sizes = line["exit"].max() == 1
     x, y, low, high = (line[c].to_numpy(float) for c in ("gmacs", "accuracy", "ci_low", "ci_high"))
     what = "each size" if is_sizes and len(line) > 1 else "each exit"
-    label = f"{_plain(str(line['shown'].iloc[0]))}{f', {what}' if len(line) > 1 else ''}"
+    label = f"{literal(str(line['shown'].iloc[0]))}{f', {what}' if len(line) > 1 else ''}"
     panel.errorbar(
         x, 100 * y, yerr=100 * np.array([y - low, high - y]).clip(0), label=label, color=colour,
         marker=marker, markersize=5, linewidth=1.6, elinewidth=0.9, capsize=2, zorder=3,
@@ -238,7 +248,7 @@ RULE_LINES = {"": (0, (4, 2)), "last exit": (0, (4, 2)), "rule": (0, (1, 1.3))}
 
 def _draw_rule(panel: Axes, line: pd.DataFrame, colour: str, against: str) -> None:
     """Draw accuracy against mean cost, a point per threshold."""
-    label = f"{_plain(str(line['shown'].iloc[0]))}, leaving when sure"
+    label = f"{literal(str(line['shown'].iloc[0]))}, leaving when sure"
     label += ", attacked itself" if against == "rule" else ""
     panel.plot(
         line["mean_gmacs"], 100 * line["accuracy"], color=colour, linestyle=RULE_LINES[against], marker=".",
@@ -269,7 +279,7 @@ def thresholds_figure(rules: pd.DataFrame) -> Figure:
                 "color": colours[k % len(colours)], "linestyle": CONDITION_LINES[k % len(CONDITION_LINES)],
                 "marker": "osD^vP"[k % 6], "markersize": 4, "linewidth": 1.6,
             }  # fmt: skip
-            name = f"{_plain(str(model))}, {condition}" if several else condition
+            name = f"{literal(str(model))}, {condition}" if several else condition
             kept.plot(x, 100 * line["accuracy"], label=name, **style)
             kept.fill_between(
                 x, 100 * line["ci_low"], 100 * line["ci_high"], color=style["color"], alpha=0.1, linewidth=0
@@ -282,7 +292,7 @@ def thresholds_figure(rules: pd.DataFrame) -> Figure:
     spent.set_ylabel("mean GMACs per image")
     spent.set_ylim(0, 1.08 * float(rules["mean_gmacs"].max()) if rules["mean_gmacs"].notna().any() else 1)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8.5, ncols=2)
-    name = "" if several else f" of {_plain(str(rules['model'].iloc[0]))}"
+    name = "" if several else f" of {literal(str(rules['model'].iloc[0]))}"
     figure.suptitle(f"exit by confidence{name}, {_data_text(rules)}", fontsize=10)
     return figure
 
@@ -290,7 +300,7 @@ def thresholds_figure(rules: pd.DataFrame) -> Figure:
 def _data_text(rows: pd.DataFrame) -> str:
     """Return "glimpse-digits (200 images)"."""
     sets = rows[["dataset", "n"]].drop_duplicates().itertuples(index=False)
-    return ", ".join(f"{_plain(str(dataset))} ({n} images)" for dataset, n in sets)
+    return ", ".join(f"{literal(str(dataset))} ({n} images)" for dataset, n in sets)
 
 
 CONDITION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7F7F7F")
@@ -319,7 +329,7 @@ def exits_panel(points: pd.DataFrame) -> Figure:
         x, y, low, high = (line[c].to_numpy(float) for c in ("gmacs", "accuracy", "ci_low", "ci_high"))
         errors = 100 * np.nan_to_num([y - low, high - y]).clip(0)
         panel.errorbar(
-            x, 100 * y, yerr=errors, label=_plain(str(model)), color=colour, marker=marker, markersize=5,
+            x, 100 * y, yerr=errors, label=literal(str(model)), color=colour, marker=marker, markersize=5,
             linewidth=1.4, elinewidth=1, clip_on=False, zorder=3,
         )  # fmt: skip
     panel.set_xlim(0, 1.08 * float(points["gmacs"].max()))
@@ -365,13 +375,13 @@ def _label_ends(panel: Axes, ends: Sequence[tuple[float, float, str, str]]) -> N
     top = max(heights.values(), default=0)
     for k, (_, _, name, colour) in enumerate(ends):
         panel.annotate(
-            _plain(name), (1, (heights[k] - max(0.0, top - 100)) / 100), xycoords="axes fraction",
+            literal(name), (1, (heights[k] - max(0.0, top - 100)) / 100), xycoords="axes fraction",
             xytext=(8, 0), textcoords="offset points", va="center", fontsize=9, color=colour,
             annotation_clip=False,
         )  # fmt: skip
 
 
-def _plain(text: str) -> str:
+def literal(text: str) -> str:
     """Return text that matplotlib takes literally: names come from files, and $ would start a formula."""
     return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
 

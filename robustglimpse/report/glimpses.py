@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from robustglimpse.report.figures import literal
 from robustglimpse.report.tables import markdown
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def glimpse_sheet(cases: Sequence[Case], *, title: str) -> Figure:
                     f"image {case.index}\n{_true_class(case)}\n{case.kind}", rotation=0, ha="right",
                     va="center", fontsize=9, labelpad=8,
                 )  # fmt: skip
-    figure.text(0.5, 1 - 0.12 / height, _plain(title), ha="center", va="top", fontsize=10.5)
+    figure.text(0.5, 1 - 0.12 / height, literal(title), ha="center", va="top", fontsize=10.5)
     figure.text(
         0.5, 1 - 0.33 / height,
         "after each glimpse: the answer and its confidence, "
@@ -236,10 +237,5 @@ def _true_class(case: Case) -> str:
 
 
 def _short(name: str) -> str:
-    name = _plain(name.partition(",")[0])
+    name = literal(name.partition(",")[0])
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
-def _plain(text: str) -> str:
-    """Return text that matplotlib takes literally."""
-    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")

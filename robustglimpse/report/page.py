@@ -20,7 +20,7 @@ from robustglimpse.records import PROTOCOLS, RESULT_COLUMNS, UserError
 from robustglimpse.report import figures, table2
 from robustglimpse.report.board import Board, Comparison, Curves, Entry, Exits, Sweep
 from robustglimpse.report.sections import SECTIONS, Section
-from robustglimpse.report.tables import PROTOCOL_ORDER, headline, markdown, percent
+from robustglimpse.report.tables import PROTOCOL_ORDER, called, headline, latex, markdown, percent
 
 LIMIT_BYTES = 2_000_000
 PLAIN_CSV_BYTES = 300_000  # larger ones travel gzipped
@@ -194,15 +194,6 @@ def _flat(line: Sequence[str]) -> list[str]:
     return [_one_line(text).replace("|", r"\|") for text in line]
 
 
-def latex(text: str) -> str:
-    """Return text that LaTeX prints as it is."""
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-        "∞": r"$\infty$", "≤": r"$\leq$", "<": r"$<$", ">": r"$>$", **{c: "\\" + c for c in "&%$#_{}"},
-    }  # fmt: skip
-    return "".join(special.get(c, c) for c in text.replace("<=", "≤"))
-
-
 def reading_notes(board: Board) -> list[str]:
     """Return, in plain words, what the numbers on the page mean."""
     used = set(board.rows["protocol"]) | set(board.failed["protocol"])
@@ -236,7 +227,7 @@ def _what(row: Any) -> str:
     """Return "mgnet-r18, pgd 4/255, standard" of a row."""
     parts = [row["model"]]
     if row["kind"] == "attack":
-        parts += [f"{row['attack']} {row['eps_text']}", row["protocol"]]
+        parts += [f"{called(row['attack'], row['options'])} {row['eps_text']}", row["protocol"]]
     else:
         parts.append(f"{row['corruption']} {row['severity']}" if row["kind"] == "corruption" else "clean")
     return ", ".join(str(part) for part in parts if part)

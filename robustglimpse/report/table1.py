@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from robustglimpse.report.tables import markdown
+from robustglimpse.report.tables import markdown, row_dicts
 
 if TYPE_CHECKING:
     from robustglimpse.cost import ExitCost
@@ -43,7 +43,7 @@ def published() -> list[Published]:
     """
     rows = []
     for table, (_, _, glimpses, _) in SETTINGS.items():
-        for row in _records(pd.read_csv(PAPER / f"{table}.csv")):
+        for row in row_dicts(pd.read_csv(PAPER / f"{table}.csv")):
             if row["network"] != "reference":
                 last = 1 if row["network"] == "ffnet" else glimpses
                 rows.append(
@@ -139,8 +139,3 @@ def _object(cost: ExitCost) -> dict[str, Any]:
         "threads": cost.threads,
         "is_fast": cost.is_fast,
     }
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as dicts."""
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from robustglimpse.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, names
 from robustglimpse.records import UserError
-from robustglimpse.report.tables import markdown
+from robustglimpse.report.tables import latex, markdown, row_dicts
 from robustglimpse.stats import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERROR,
@@ -60,13 +59,13 @@ def table2(results: pd.DataFrame, correct: pd.DataFrame) -> Table2:
     corrupted = rows[rows["kind"] == "corruption"]
     # What was asked for, crashed or not: a hole must not look like a mean of less.
     asked = results[results["kind"] == "corruption"]
-    severities = asked["severity"].nunique()
-    cells = corrupted.groupby(["model", "exit", "corruption"])["accuracy"].agg(["mean", "count"])
-    means = cells["mean"].where(cells["count"] == severities).unstack("corruption")
+    cells = _means(corrupted, ["model", "exit", "corruption"], asked["severity"].nunique())
+    means = cells.unstack("corruption")
     columns = [name for name in names(extras=True) if name in set(asked["corruption"])]
     means = means.reindex(columns=columns)
     means.insert(0, "average", means[_averaged(columns)].mean(axis=1, skipna=False))
-    clean = rows[rows["kind"] == "clean"].drop_duplicates(["model", "exit"]).set_index(["model", "exit"])
+    clean = rows[rows["kind"] == "clean"].drop_duplicates(["model", "exit", "accuracy"])
+    clean = clean.drop_duplicates(["model", "exit"], keep=False).set_index(["model", "exit"])
     means.insert(0, "clean", clean["accuracy"].reindex(means.index))
     gmacs = corrupted.drop_duplicates(["model", "exit"]).set_index(["model", "exit"])
     means.insert(0, "gmacs", gmacs["gmacs"].reindex(means.index))
@@ -75,6 +74,13 @@ def table2(results: pd.DataFrame, correct: pd.DataFrame) -> Table2:
     is_best = _best(means, correct, columns)
     values = means.reset_index().rename(columns={"exit": "glimpses"})
     return Table2(values, is_best)
+
+
+def _means(corrupted: pd.DataFrame, by: list[str], severities: int) -> pd.Series[float]:
+    """Return mean accuracies over the severities, NaN where one is not there, or there more than once."""
+    cells = corrupted.groupby(by)
+    accuracy, known = cells["accuracy"], cells["severity"].nunique()
+    return accuracy.mean().where((accuracy.count() == severities) & (known == severities))
 
 
 def _averaged(columns: Sequence[str]) -> list[str]:
@@ -147,7 +153,7 @@ def to_latex(table: Table2, *, paper: bool = False) -> str:
     body: list[str] = []
     for k, block in enumerate(blocks):
         body += [r"\midrule"] if k else []
-        body += [" & ".join([_escaped(line[0]), *line[1:]]) + r" \\" for line in block]
+        body += [" & ".join([latex(line[0]), *line[1:]]) + r" \\" for line in block]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{lr{'r' * (len(LABELS) - 2 + len(shown))}}}",
@@ -163,22 +169,10 @@ def to_latex(table: Table2, *, paper: bool = False) -> str:
     )
 
 
-def _escaped(text: str) -> str:
-    """Return text with what LaTeX would read as commands taken literally."""
-    for sign in "\\&%$#_{}~^":
-        if sign in "~^\\":
-            text = text.replace(
-                sign, {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": "/"}[sign]
-            )
-        else:
-            text = text.replace(sign, "\\" + sign)
-    return text
-
-
 def to_csv(table: Table2, *, paper: bool = False) -> str:
     """Return the table as fractions; is_best holds the columns that would be bold."""
     values = table.values.copy()
-    values["is_best"] = [" ".join(c for c, b in row.items() if b) for row in _records(table.is_best)]
+    values["is_best"] = [" ".join(c for c, b in row.items() if b) for row in row_dicts(table.is_best)]
     if paper:
         values = pd.concat([values, _published(table).values], ignore_index=True)
     return values.to_csv(index=False, float_format="%.6g")
@@ -193,7 +187,7 @@ def _lines(table: Table2, bold: Callable[[str], str]) -> list[list[str]]:
     """Return the rows as text; bold marks what is best."""
     columns = [str(column) for column in table.is_best]
     lines = []
-    for row, best in zip(_records(table.values), _records(table.is_best), strict=True):
+    for row, best in zip(row_dicts(table.values), row_dicts(table.is_best), strict=True):
         first = [
             str(row["model"]),
             str(int(row["glimpses"])),
@@ -203,11 +197,6 @@ def _lines(table: Table2, bold: Callable[[str], str]) -> list[list[str]]:
         shown = {column: _percent(row[column]) for column in columns}
         lines.append(first + [bold(text) if best[column] else text for column, text in shown.items()])
     return lines
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as dicts."""
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def _percent(value: float) -> str:
@@ -245,8 +234,7 @@ def baseline_from(results: pd.DataFrame, *, where: str) -> Baseline:
     severities = tuple(sorted(int(s) for s in results[results["kind"] == "corruption"]["severity"].unique()))
     corrupted = corrupted[corrupted["exit"] == corrupted["exit"].max()]
     clean = rows[(rows["kind"] == "clean") & (rows["exit"] == corrupted["exit"].max())]
-    cells = corrupted.groupby("corruption")["accuracy"].agg(["mean", "count"])
-    errors = 1 - cells["mean"][cells["count"] == len(severities)]  # one with a hole is no mean of them all
+    errors = 1 - _means(corrupted, ["corruption"], len(severities)).dropna()
     return Baseline(
         models[0],
         {str(name): float(error) for name, error in errors.items()},
@@ -273,7 +261,7 @@ def summary(results: pd.DataFrame, baseline: Baseline | None) -> pd.DataFrame:
     fits = baseline is not None and baseline.severities == severities and set(columns) <= set(baseline.errors)
     if baseline is None or not fits:
         return out
-    for at, row in enumerate(_records(values)):
+    for at, row in enumerate(row_dicts(values)):
         errors = {name: 1 - float(row[name]) for name in columns}
         if any(np.isnan(list(errors.values()))):
             continue
@@ -292,7 +280,7 @@ def summary_markdown(frame: pd.DataFrame) -> str:
         "Model", "T", "GMACs", "Clean", "Mean", *(f.title() for f in FAMILIES), "mCE", "Relative mCE",
     ]  # fmt: skip
     lines = []
-    for row in _records(frame):
+    for row in row_dicts(frame):
         first = [str(row["model"]), str(int(row["glimpses"])), _number(row["gmacs"], 4)]
         lines.append([*first, *(_percent(row[str(c)]) for c in frame.columns[3:])])
     return markdown(header, lines)

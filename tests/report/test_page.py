@@ -13,9 +13,13 @@ from urllib.parse import unquote
 
 import pandas as pd
 import pytest
+import torch
+from test_frames import Threshold
 from written_runs import Grid, bench_run, first_right, results_csv, sweep_run
 
-from robustglimpse import cli
+from robustglimpse import cli, runner
+from robustglimpse.data import from_tensors
+from robustglimpse.models.sources import wrap
 from robustglimpse.records import UserError
 from robustglimpse.report import page
 from robustglimpse.report.board import Board, make_board
@@ -249,6 +253,67 @@ def test_a_hostile_name_stays_text(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)<[A-Za-z/]", "\n".join(lines))
     assert sum(r"\<script>alert('x')" in line and r"\| 100 %_" in line for line in lines) == 4
     assert r"\$\textbackslash{}frac\$ \& | 100 \%\_" in " ".join(page.to_latex(board).split())
+
+
+# Several attacks of one name
+
+
+def test_two_calls_of_one_attack_are_two_comparisons(tmp_path: Path) -> None:
+    grid = Grid(tmp_path / "run")
+    grid.add("a", first_right(95))
+    grid.attack("a", "standard", first_right(90), first_right(80))
+    grid.attack("a", "standard", first_right(70), first_right(60), options="loss='dlr'")
+    board = board_of(grid.close())
+    told = {c.threat: [e.correct for e in c.entries] for c in board.comparisons if c.kind == "attack"}
+    assert told == {
+        "PGD, L∞ 4/255, steps of 1/255, after 4 steps": [80],
+        "PGD, L∞ 4/255, steps of 1/255, loss='dlr', after 4 steps": [60],
+    }
+    assert len(board.curves) == 2
+    text = page.to_html(board)
+    cells = next(table for table in check_page(text).tables if table[0][0] == "Cell")
+    assert {row[1] for row in cells[1:]} == {
+        "a, clean", "a, pgd 4/255, standard", "a, pgd(loss='dlr') 4/255, standard"
+    }  # fmt: skip
+
+
+def test_a_crashed_call_is_no_other_one_that_went_well(tmp_path: Path) -> None:
+    grid = Grid(tmp_path / "run")
+    grid.attack("a", "standard", first_right(90), first_right(80), options="loss='dlr'")
+    grid.attack("a", "standard", error="RuntimeError: out of memory")
+    board = board_of(grid.close())
+    assert len(board.failed) == 1
+    holes = {c.threat: [e.error for e in c.entries] for c in board.comparisons}
+    assert holes["PGD, L∞ 4/255, steps of 1/255"] == ["RuntimeError: out of memory"]
+
+
+def test_a_results_csv_of_before_the_column_lends_its_crashes_the_others_options(tmp_path: Path) -> None:
+    grid = Grid(tmp_path / "run")
+    grid.attack("a", "standard", first_right(90), first_right(80), options="loss='dlr'")
+    grid.attack("b", "standard", options="loss='dlr'", error="RuntimeError: out of memory")
+    root = grid.close()
+    results_csv(root).drop(columns="options").to_csv(root / "results.csv", index=False)
+    for path in (root / "cells").iterdir():
+        path.write_text(path.read_text().replace('"options": "loss=\'dlr\'"', '"options": ""'))
+    (comparison,) = board_of(root).comparisons
+    assert [(e.model, e.error) for e in comparison.entries] == [
+        ("a", ""), ("b", "RuntimeError: out of memory")
+    ]  # fmt: skip
+
+
+def test_a_sweep_says_what_it_tried_and_ties_who_fell_at_its_own_eps(tmp_path: Path) -> None:
+    means = torch.arange(40) / 40 + 0.0125
+    data = from_tensors(means[:, None, None, None].expand(40, 3, 8, 8), (means > 0.5).long(), name="flat")
+    models = tuple(wrap(Threshold(at), name=f"at {at}", classes=2, size_px=8) for at in (0.5, 0.9))
+    asked = runner.Bench(
+        models=models, data=data, steps=(4,), curve="eps", eps="1/255,128/255", step_size="32/255"
+    )
+    runner.bench(asked, tmp_path / "run")
+    small, large = (c for c in board_of(tmp_path / "run").comparisons if c.kind == "attack")
+    assert small.threat == "PGD, L∞ 1/255, steps of 0.25/255, swept over 1/255, 128/255, after 4 steps"
+    # At 1/255 only those fall that "at 0.9" has wrong anyway, 16 of 40; at 128/255 all but its darkest 16.
+    told = [[(e.model, e.correct, e.ties) for e in c.entries] for c in (small, large)]
+    assert told == [[("at 0.5", 40, "A"), ("at 0.9", 24, "B")], [("at 0.9", 16, "A"), ("at 0.5", 0, "B")]]
 
 
 # Several runs

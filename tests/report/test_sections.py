@@ -30,7 +30,7 @@ def condition(protocol: str) -> dict[str, Any]:
     attacked = protocol != ""
     return {
         "dataset": "set", "condition": "attack" if attacked else "clean", "attack": "pgd" if attacked else "",
-        "norm": "linf" if attacked else "", "eps_text": "4/255" if attacked else "0",
+        "options": "", "norm": "linf" if attacked else "", "eps_text": "4/255" if attacked else "0",
         "steps": 16 if attacked else 0, "protocol": protocol,
     }  # fmt: skip
 
@@ -94,6 +94,23 @@ def test_figure3_has_a_panel_per_condition_and_a_line_per_network_and_rule() -> 
     drawn = {str(line.get_label()): list(line.get_xdata()) for line in rules}
     assert drawn["mgnet<b>, leaving when sure"] == [1.5, 2.0]
     assert drawn["mgnet<b>, leaving when sure, attacked itself"] == [1.75]
+
+
+def test_two_calls_of_one_attack_are_two_conditions() -> None:
+    other = POINTS[POINTS["condition"] == "attack"]
+    told = pd.concat([POINTS, other.assign(options="loss='dlr'", accuracy=0.25)])
+    header, lines = tables.points_grid(told)
+    assert header[-2:] == [
+        "PGD linf 4/255, 16 steps, standard", "PGD(loss='dlr') linf 4/255, 16 steps, standard"
+    ]  # fmt: skip
+    assert {line[-1][:4] for line in lines} == {"25.0"}
+    assert len(figures.figure3(told, RULES).axes) == 3
+
+
+def test_points_that_nothing_tells_apart_are_all_shown() -> None:
+    again = POINTS[(POINTS["condition"] == "attack") & (POINTS["size_px"] == 32)]
+    _, lines = tables.points_grid(pd.concat([POINTS, again.assign(accuracy=0.25)]))
+    assert lines[0][-1] == "30.0 [21.9, 39.6] / 25.0 [21.9, 39.6]"
 
 
 def test_what_costs_nothing_known_is_left_out_of_figure3() -> None:

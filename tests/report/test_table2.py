@@ -514,3 +514,31 @@ def test_a_sheet_has_a_row_per_corruption_with_the_clean_image_at_its_left() -> 
         assert (picture == level).all(2).sum() > 10_000
     again = figures.corruption_sheet(pictures, flat(255))
     assert figures.render(again, "png") == figures.render(figure, "png")
+
+
+def test_a_severity_that_is_there_twice_stands_in_for_no_other() -> None:
+    # Two runs: severity 1 in both, 2 in neither; asked for were both.
+    rows = [
+        *grid("a", {"": [0.9], "snow": [0.8]}),
+        *grid("a", {"snow": [0.6]}),
+        *grid("b", {"snow": [0.5, 0.4]}),
+    ]
+    values = table2(pd.DataFrame(rows), NO_PAIRS).values.set_index("model")
+    assert np.isnan(values.loc["a", "snow"])
+    assert values.loc["b", "snow"] == pytest.approx(0.45)
+
+
+def test_clean_rows_that_contradict_each_other_are_a_hole() -> None:
+    rows = [
+        *grid("a", {"": [0.9], "snow": [0.8]}),
+        *grid("b", {"": [0.7], "snow": [0.6]}),
+        cell("a", "", 0, 0.5),
+    ]
+    values = table2(pd.DataFrame(rows), NO_PAIRS).values.set_index("model")
+    assert np.isnan(values.loc["a", "clean"])
+    assert values.loc["b", "clean"] == 0.7
+
+
+def test_a_backslash_in_a_name_is_a_backslash() -> None:
+    rows = pd.DataFrame(grid("a\\b", {"": [0.9], "snow": [0.8]}))
+    assert r"a\textbackslash{}b & 1" in to_latex(table2(rows, NO_PAIRS))

@@ -43,11 +43,16 @@ class Grid:
         batch_size: int = 64,
         error: str = "",
         family: str = "mgnet",
+        options: str = "",
     ) -> None:
-        """Add a cell. right: for an attack, which images are right after each of STEPS; else by exit."""
+        """Add a cell. right: for an attack, which images are right after each of STEPS; else by exit.
+
+        options: of the call ("loss='dlr'"), in results.csv too.
+        """
         total = len(right[0]) if right else 100
         attacked, corrupted = kind == "attack", kind == "corruption"
-        call = {"attack": f"{name}(steps={list(STEPS)})", "corruption": f"{name}(severity={severity})"}
+        attack_call = f"{name}({options}{', ' if options else ''}steps={list(STEPS)})"
+        call = {"attack": attack_call, "corruption": f"{name}(severity={severity})"}
         threat = Threat("linf", EPS if attacked else 0.0)
         cell = Cell(
             model, "set", "test", call.get(kind, "clean"), threat, protocol, 1, None, batch_size, seed
@@ -57,7 +62,8 @@ class Grid:
             "schema": 1, "model": model, "backbone": "resnet18", "family": family,
             "weights_sha256": weights, "dataset": "set", "split": "test", "classes": 2, "size_px": 8,
             "n": total, "n_total": total, "kind": kind, "attack": name if attacked else "",
-            "norm": "linf" if attacked else "", "eps": threat.eps, "eps_text": "4/255" if attacked else "0",
+            "options": options, "norm": "linf" if attacked else "", "eps": threat.eps,
+            "eps_text": "4/255" if attacked else "0",
             "step_size": 1 / 255 if attacked else float("nan"), "restarts": int(attacked),
             "protocol": protocol, "surrogate": "as-trained" if attacked else "", "seed": seed,
             "corruption": name if corrupted else "", "severity": severity, "preset": 64 if corrupted else 0,
