@@ -594,6 +594,8 @@ def _verdicts(
 
 
 def _most_steps(plan: evaluate.Plan) -> int:
+    if plan.parts:
+        return sum(map(_most_steps, plan.parts))
     runs_long = plan.steps == (evaluate.TO_THE_END,)
     return int(plan.attack.get("steps", 1)) if runs_long else plan.steps[-1]
 
