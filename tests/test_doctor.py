@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,7 @@ def test_a_stray_copy_of_what_is_absent_is_told(site: Path) -> None:
 ROBUSTBENCH = {"robustbench.py": "from autoattack import AutoAttack\nimport autoattack.state, pkg_resources"}
 
 
+@pytest.mark.skipif(find_spec("pyautoattack") is not None, reason="pyautoattack is installed here")
 def test_robustbench_works_where_what_it_imports_has_another_name_today(site: Path) -> None:
     needs(site, "robustbench; extra == 'robustbench'", "pyautoattack; extra == 'robustbench'")
     install(site, "robustbench", files=ROBUSTBENCH, requires=["pyautoattack>=0.2"])
