@@ -105,7 +105,7 @@ VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "p": (lambda v: _is_number(v) and 0 < v <= 1, "a share above 0, at most 1"),
     "random_start": (lambda v: isinstance(v, bool), "True or False"),
     "rescale": (lambda v: isinstance(v, bool), "True or False"),
-    "step_size": (lambda v: _is_number(v) and v > 0, "a number above 0, in the units of eps, such as 0.004"),
+    "step_size": (lambda v: _is_number(v) and v >= 0, "a number from 0 up, in the units of eps"),
     "steps": (_is_count, "a whole number from 1 up"),
     "targets": (_is_count, "a whole number from 1 up"),
 }
