@@ -8,7 +8,7 @@ Random weights: time does not depend on them.  The ways to run a network, all wi
 
     as trained     eager, NCHW, batch norms, keys and values of earlier glimpses kept
     recomputing    likewise, but the attention over all glimpses so far anew at every glimpse, as published
-    frozen         zoo.frozen: batch norms merged, channels-last; what `bench` attacks and judges
+    frozen         zoo.frozen: batch norms merged, backbone packed; what `bench` attacks and judges
     fast           models.fast: rewritten for answers alone; what `profile --fast` times
 
 The four networks of both families take turns, round after round, so that a busy machine is busy for all; a
