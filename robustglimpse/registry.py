@@ -12,6 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 from robustglimpse.records import UserError
 
+# Arguments of a call that have columns of their own, the radii of a sweep among them: each has its rows.
+TOLD_ELSEWHERE = {"steps", "step_size", "radii", "severity", "preset", "store", "texture"}
+
 RowT = TypeVar("RowT")
 
 
@@ -86,6 +89,18 @@ def parse_fraction(text: str, *, what: str) -> float:
         raise UserError(
             f"{what} must be a number such as 4/255 or 0.0157, got {text!r}; give it in [0,1] pixel units"
         ) from None
+
+
+def options_text(call: str) -> str:
+    """Return "loss='dlr'" of "pgd(loss='dlr', steps=[1, 2])": the arguments that no column tells of."""
+    arguments = parse_call(call).arguments
+    return ", ".join(f"{name}={value!r}" for name, value in arguments if name not in TOLD_ELSEWHERE)
+
+
+def fraction_text(value: float) -> str:
+    """Return an eps or a step as k/255 where it is that, to a quarter, else as a decimal."""
+    levels = value * 255
+    return f"{levels:.6g}/255" if abs(levels * 4 - round(levels * 4)) < 1e-6 else f"{value:.6g}"
 
 
 def find(table: Mapping[str, RowT], name: str, *, kind: str, listing: str = "") -> RowT:

@@ -36,8 +36,7 @@ from robustglimpse.records import (
     Threat,
     UserError,
 )
-from robustglimpse.registry import Call, find, parse_call, parse_fraction
-from robustglimpse.report.tables import fraction_text, options_text
+from robustglimpse.registry import Call, find, fraction_text, options_text, parse_call, parse_fraction
 from robustglimpse.rng import KeyedDraws
 from robustglimpse.stats import wilson
 from robustglimpse.store import Columns, Provenance, Row, Store, is_correct

@@ -13,10 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustglimpse.corruptions import CORRUPTIONS
-from robustglimpse.registry import parse_call
+from robustglimpse.registry import fraction_text, options_text, parse_call
 from robustglimpse.report.paired import correctness, mean_interval, still_right, tie_groups
 from robustglimpse.report.table2 import Table2, table2
-from robustglimpse.report.tables import PROTOCOL_ORDER, fraction_text, headline, options_text
+from robustglimpse.report.tables import PROTOCOL_ORDER, headline
 from robustglimpse.store import Run
 
 # Two cells with these alike did the same thing to the same images.

@@ -10,12 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustglimpse.records import PROTOCOLS, UserError
-from robustglimpse.registry import parse_call
+from robustglimpse.registry import fraction_text
 
 # From the mildest to the hardest, as readers should meet them.
 PROTOCOL_ORDER = tuple(sorted(PROTOCOLS, key=lambda name: PROTOCOLS[name].rank))
-# Arguments of a call that have columns of their own, the radii of a sweep among them: each has its rows.
-TOLD_ELSEWHERE = {"steps", "step_size", "radii", "severity", "preset", "store", "texture"}
 ESTIMATE = ["accuracy", "ci_low", "ci_high"]
 # What an attacked row shares with the clean row of the same images.
 UNTOUCHED = [
@@ -147,18 +145,6 @@ def clean_of(rows: pd.DataFrame, lines: pd.DataFrame) -> pd.DataFrame:
     clean = clean.drop_duplicates([*UNTOUCHED, "correct"]).drop_duplicates(UNTOUCHED, keep=False)
     asked = lines.reindex(columns=["line", *UNTOUCHED]).drop_duplicates("line")
     return asked.merge(clean, how="left", on=UNTOUCHED).set_index("line")[ESTIMATE].astype(float)
-
-
-def options_text(call: str) -> str:
-    """Return "loss='dlr'" of "pgd(loss='dlr', steps=[1, 2])": the arguments that no column tells of."""
-    arguments = parse_call(call).arguments
-    return ", ".join(f"{name}={value!r}" for name, value in arguments if name not in TOLD_ELSEWHERE)
-
-
-def fraction_text(value: float) -> str:
-    """Return an eps or a step as k/255 where it is that, to a quarter, else as a decimal."""
-    levels = value * 255
-    return f"{levels:.6g}/255" if abs(levels * 4 - round(levels * 4)) < 1e-6 else f"{value:.6g}"
 
 
 def percent(value: float, low: float, high: float) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from robustglimpse import frames
 from robustglimpse.records import PROTOCOLS, RESULT_COLUMNS, UserError
+from robustglimpse.registry import fraction_text, options_text
 from robustglimpse.report import figures, tables
 from robustglimpse.stats import wilson
 
@@ -325,14 +326,14 @@ def test_protocols_are_told_from_the_mildest_to_the_hardest_each_with_its_own_li
     ],
 )
 def test_options_are_what_no_column_tells(call: str, options: str) -> None:
-    assert tables.options_text(call) == options
+    assert options_text(call) == options
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(4 / 255, "4/255"), (0.25 / 255, "0.25/255"), (0.51, "0.51"), (1.0, "255/255")]
 )
 def test_an_eps_reads_as_it_was_typed(value: float, text: str) -> None:
-    assert tables.fraction_text(value) == text
+    assert fraction_text(value) == text
 
 
 def test_latex_takes_every_sign_literally() -> None:
