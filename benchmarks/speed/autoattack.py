@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from robustglimpse import evaluate
 from robustglimpse.data import Dataset, load_data
+from robustglimpse.files import write_file
 from robustglimpse.models import load_model
 from robustglimpse.records import Batch, Classifier, Norm, Threat
 from robustglimpse.registry import parse_call, parse_fraction
 from robustglimpse.stats import mcnemar
-from robustglimpse.store import write_file
 
 # Theirs by name, and the same attack here.
 ATTACKS = {
