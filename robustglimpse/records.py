@@ -7,7 +7,8 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +21,16 @@ SCHEMA = 1
 
 # results.csv: one row per cell, exit, verdict and step count. Accuracies are fractions.
 # options: the attack's arguments that have no column of their own.
+# labels: how the data's classes were matched to the model's logits: "by name", "by number", ...
+# preparation: what was done to an image between its file and the model: "as stored", "resize 73 crop 64", ...
 # cell: the key of the cell, and so of its file of outcomes.
 RESULT_COLUMNS = (
-    "schema", "model", "backbone", "family", "weights_sha256", "dataset", "data_sha256", "split",
-    "classes", "size_px", "n", "n_total", "kind", "attack", "options", "norm", "eps", "eps_text",
-    "step_size", "steps", "restarts", "protocol", "surrogate", "judge", "seed", "corruption", "severity",
-    "preset", "store", "texture", "exit", "correct", "total", "accuracy", "ci_low", "ci_high", "gmacs",
-    "forwards", "backwards", "seconds", "batch_size", "device", "torch", "robustglimpse", "cell", "status",
-    "error",
+    "schema", "model", "backbone", "family", "weights_sha256", "dataset", "data_sha256", "split", "labels",
+    "classes", "size_px", "preparation", "n", "n_total", "kind", "attack", "options", "norm", "eps",
+    "eps_text", "step_size", "steps", "restarts", "protocol", "surrogate", "judge", "seed", "corruption",
+    "severity", "preset", "store", "texture", "exit", "correct", "total", "accuracy", "ci_low", "ci_high",
+    "gmacs", "forwards", "backwards", "seconds", "batch_size", "device", "torch", "robustglimpse", "cell",
+    "status", "error",
 )  # fmt: skip
 
 # Per-sample outcomes: one row per sample and exit, kept for every cell.
@@ -59,8 +62,10 @@ class Threat:
     bounds: tuple[float, float] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ValueError(f"eps must be finite and at least 0, got {self.eps}")
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm must be {' or '.join(get_args(Norm))}, got {self.norm!r}")
+        if not (isinstance(self.eps, Real) and math.isfinite(self.eps) and self.eps >= 0):
+            raise ValueError(f"eps must be finite and at least 0, got {self.eps!r}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,6 @@ class Protocol:
     random_start: bool
     surrogates: tuple[str, ...]
     judges: tuple[Judge, ...]
-    # Out of its text: a plan's holds that, and seeds a model that answers at random.
     rank: int = field(repr=False)
     dashes: tuple[float, ...] = field(repr=False)
 
@@ -123,6 +127,9 @@ class Classifier:
     normalisation: the mean and standard deviation applied inside.
     glances: x -> a generator of logits [B,K] after one exit after the other, each computed when asked for.
         What is sent, bool [B], says which samples go on to the next.  None where all exits come at once.
+    is_named: whether classes are names that somebody gave, or numbers that stand for none.
+    renew: puts a network that its owner may have changed in eval mode again, and returns its hash of now.
+        None where nobody can change it.
     """
 
     name: str
@@ -136,6 +143,17 @@ class Classifier:
     normalisation: tuple[Channels, Channels]
     meta: Mapping[str, Any] = field(default_factory=dict)
     glances: Callable[[Tensor], Generator[Tensor, Tensor | None, None]] | None = None
+    is_named: bool = True
+    renew: Callable[[], str] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits [B,K] of images f32 [B,3,H,W] in [0,1]."""
+        return self.logits(x)
+
+    @property
+    def has_names(self) -> bool:
+        """Whether the classes have names of their own: 0, 1, 2, ... only say how many there are."""
+        return self.is_named and self.classes != tuple(map(str, range(len(self.classes))))
 
 
 @dataclass(frozen=True)
@@ -145,6 +163,7 @@ class Cell:
     perturb: a call string, or "clean".  exits: which exits of the network are judged: "last"; "all", each on
         what was made against it; "image", all on the one image that was made against the last.
     limit: None for the whole split.
+    classes_of_data: whether the model's answer was restricted to the data's classes.
     """
 
     model: str
@@ -158,11 +177,20 @@ class Cell:
     batch_size: int
     seed: int
     exits: str = "last"
+    classes_of_data: bool = False
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The cell as a record keeps it: what came later is left out where it asks for nothing."""
+        fields = asdict(self)
+        if not self.classes_of_data:
+            del fields["classes_of_data"]
+        return fields
 
     @property
     def key(self) -> str:
         """The first 16 hex digits of the SHA-256 of the cell's canonical JSON."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.described, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
