@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from robustglimpse import runner, sweep
+from robustglimpse import pairs
 from robustglimpse.records import Classifier
 
 IDENTITY = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -69,5 +69,12 @@ def save_colours(
 def offer(monkeypatch: pytest.MonkeyPatch, *classifiers: Classifier) -> None:
     """Make `--model NAME` find these classifiers, and no others."""
     known = {c.name: c for c in classifiers}
-    for module in (runner, sweep):
-        monkeypatch.setattr(module, "load_model", lambda name, *, device="cpu": known[name], raising=False)
+    monkeypatch.setattr(pairs, "load_model", lambda name, *, device="cpu": known[name])
+
+
+def save_level(path: Path, level: int, size_px: int = 16) -> None:
+    """Write a picture of one red level, without loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((size_px, size_px, 3), 128, np.uint8)
+    pixels[..., 0] = level
+    Image.fromarray(pixels).save(path)

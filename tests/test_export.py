@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor
 from robustglimpse import corruptions, export
 from robustglimpse.corruptions import SEVERITIES, corrupt, names
 from robustglimpse.corruptions.weather import FROST_FILES
-from robustglimpse.data import folders, load_data
-from robustglimpse.export import Export, corrupt_folder
+from robustglimpse.data import load_data
+from robustglimpse.export import RECORD, Export, corrupt_folder
+from robustglimpse.files import write_file
 from robustglimpse.records import UserError
 from robustglimpse.rng import KeyedDraws
 from robustglimpse.sweep import Sweep, sweep_corruptions
@@ -56,7 +58,9 @@ PLACES = list(enumerate(sorted(FILES, key=lambda f: ([g for g in FILES if g[:4] 
 
 
 def written(target: Path) -> set[str]:
-    return {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    """Return the paths of the images below a folder."""
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    return files - {RECORD}
 
 
 def pixels_of(path: Path) -> NDArray[np.uint8]:
@@ -181,7 +185,7 @@ def test_a_finished_run_decodes_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corrupt_folder(source, tmp_path / "out", EXACT)
-    monkeypatch.delattr(folders, "_open_image")
+    monkeypatch.delattr("robustglimpse.data.images.open_image")
     assert corrupt_folder(source, tmp_path / "out", EXACT) == 0
 
 
@@ -250,6 +254,219 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+# A target is of one kind
+
+
+def contents(target: Path) -> dict[str, bytes]:
+    return {path: (target / path).read_bytes() for path in {*written(target), RECORD}}
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"seed": 4}, "was made with --seed 3, not --seed 4; choose another folder (it holds"),
+        ({"preset": 64}, "was made with no --preset, not --preset 64"),
+        ({"store": "jpeg85"}, "was made with --store exact, not --store jpeg85"),
+        ({"size_px": 16}, "was made with --size 0, not --size 16"),
+        ({"seed": 4, "store": "jpeg85"}, "--seed 3 and --store exact, not --seed 4 and --store jpeg85"),
+        ({"seed": 4, "corruptions": ("fog",), "severities": (2,)}, "was made with --seed 3, not --seed 4"),
+    ],
+    ids=str,
+)
+def test_a_target_made_with_other_settings_is_refused(
+    source: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    target = tmp_path / "out"
+    corrupt_folder(source, target, EXACT)
+    before = contents(target)
+    assert said in refusal(lambda: corrupt_folder(source, target, replace(EXACT, **change)))
+    assert contents(target) == before
+
+
+def another_pixel(source: Path) -> None:
+    path = source / "bee" / "1.png"
+    pixels = pixels_of(path).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        another_pixel,
+        lambda source: (source / "bee" / "1.png").unlink(),
+        lambda source: save_colours(source, ("dog",), count=1, size_px=20),
+        lambda source: (source / "bee" / "1.png").rename(source / "bee" / "9.png"),
+        lambda source: (source / "bee").rename(source / "wasp"),
+    ],
+    ids=["another pixel", "one less", "one more", "another name", "another class"],
+)
+def test_a_target_made_from_other_images_is_refused(
+    source: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    target = tmp_path / "out"
+    corrupt_folder(source, target, EXACT)
+    before = contents(target)
+    change(source)
+    message = refusal(lambda: corrupt_folder(source, target, EXACT))
+    assert f"was made with images of {source}, not those that are in {source} now" in message
+    assert contents(target) == before
+
+
+def test_an_image_of_the_same_size_in_bytes_is_another_one(tmp_path: Path) -> None:
+    for name, level in (("one", 10), ("two", 200)):
+        (tmp_path / name / "ant").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (level,) * 3).save(tmp_path / name / "ant" / "0.bmp")
+    sizes = {path.stat().st_size for path in tmp_path.glob("*/ant/0.bmp")}
+    assert len(sizes) == 1
+    corrupt_folder(tmp_path / "one", tmp_path / "out", EXACT)
+    assert (
+        f"was made with images of {tmp_path / 'one'}, not those that are in {tmp_path / 'two'} now"
+        in refusal(lambda: corrupt_folder(tmp_path / "two", tmp_path / "out", EXACT))
+    )
+
+
+def test_a_source_that_was_moved_is_the_same(source: Path, tmp_path: Path) -> None:
+    corrupt_folder(source, tmp_path / "out", EXACT)
+    source.rename(tmp_path / "moved")
+    assert corrupt_folder(tmp_path / "moved", tmp_path / "out", EXACT) == 0
+
+
+def test_other_corruptions_and_severities_are_added(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    corrupt_folder(source, target, EXACT)
+    before = contents(target)
+    more = replace(EXACT, corruptions=("fog", "snow"), severities=(2, 4))
+    assert corrupt_folder(source, target, more) == 3 * len(FILES)
+    after = contents(target)
+    assert {path: after[path] for path in before} == before
+
+
+def test_frost_of_other_textures_is_refused_and_what_has_no_frost_goes_on(
+    source: Path, tmp_path: Path
+) -> None:
+    for level, folder in ((255, "white"), (0, "black")):
+        (tmp_path / folder).mkdir()
+        for file in FROST_FILES:
+            Image.new("RGB", (200, 200), (level,) * 3).save(tmp_path / folder / file)
+    target = tmp_path / "out"
+    corrupt_folder(source, target, EXACT)
+    white = replace(EXACT, corruptions=("frost",), severities=(1,), frost_dir=tmp_path / "white")
+    assert corrupt_folder(source, target, white) == len(FILES)
+    message = refusal(
+        lambda: corrupt_folder(source, target, replace(white, frost_dir=tmp_path / "black", severities=(2,)))
+    )
+    assert "was made with the frost textures dir:" in message
+    assert corrupt_folder(source, target, replace(EXACT, severities=(2,))) == 2 * len(FILES)
+    assert corrupt_folder(source, target, white) == 0
+
+
+@pytest.mark.parametrize("key", ["robustglimpse", "pillow"])
+def test_another_version_of_what_makes_the_pixels_is_refused(source: Path, tmp_path: Path, key: str) -> None:
+    target = tmp_path / "out"
+    corrupt_folder(source, target, EXACT)
+    record = json.loads((target / RECORD).read_text())
+    (target / RECORD).write_text(json.dumps({**record, key: "0.0.1"}))
+    assert "0.0.1, not" in refusal(lambda: corrupt_folder(source, target, EXACT))
+
+
+def test_a_target_with_images_and_no_record_is_refused(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    (target / "weather").mkdir(parents=True)
+    (target / "notes.txt").write_text("mine")
+    (target / "weather" / ".DS_Store").write_text("left by a system")
+    assert corrupt_folder(source, target, replace(EXACT, severities=(1,))) > 0
+    (target / RECORD).unlink()
+    before = written(target)
+    message = refusal(lambda: corrupt_folder(source, target, EXACT))
+    assert f"was made by an older version, or by others (no {RECORD}); choose another folder" in message
+    assert "(it holds gaussian_noise/1/ant/0.png)" in message
+    assert written(target) == before
+
+
+def test_a_run_that_wrote_no_image_decides_nothing(source: Path, tmp_path: Path) -> None:
+    whole = (source / "ant" / "0.png").read_bytes()
+    (source / "ant" / "0.png").write_bytes(b"cut short")
+    refusal(lambda: corrupt_folder(source, tmp_path / "out", EXACT))
+    (source / "ant" / "0.png").write_bytes(whole)
+    assert corrupt_folder(source, tmp_path / "out", replace(EXACT, seed=1)) == 4 * len(FILES)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"{}", b'{"seed": 3}'])
+def test_a_damaged_record_is_refused(source: Path, tmp_path: Path, content: bytes) -> None:
+    target = tmp_path / "out"
+    corrupt_folder(source, target, EXACT)
+    (target / RECORD).write_bytes(content)
+    assert str(target) in refusal(lambda: corrupt_folder(source, target, EXACT))
+    assert (target / RECORD).read_bytes() == content
+
+
+def test_a_run_that_was_ended_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupt_folder(source, tmp_path / "whole", EXACT)
+    ended = [*range(5)]
+
+    def write(path: Path, content: bytes, **options: Any) -> None:
+        if path.name != RECORD and not ended:
+            raise KeyboardInterrupt
+        if path.name != RECORD:
+            ended.pop()
+        write_file(path, content, **options)
+
+    monkeypatch.setattr(export, "write_file", write)
+    with pytest.raises(KeyboardInterrupt):
+        corrupt_folder(source, tmp_path / "out", EXACT)
+    monkeypatch.undo()
+    assert "--seed 3, not --seed 5" in refusal(
+        lambda: corrupt_folder(source, tmp_path / "out", replace(EXACT, seed=5))
+    )
+    assert corrupt_folder(source, tmp_path / "out", EXACT) == 4 * len(FILES) - 5
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_is_done_to_the_images_is_told(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of the eight, one has 24 px and one 21 x 26, the others 20."""
+    asked = replace(EXACT, corruptions=("contrast",), severities=(1,))
+    told = {}
+    for size_px in (0, 18, 20, 32):
+        corrupt_folder(source, tmp_path / str(size_px), replace(asked, size_px=size_px))
+        told[size_px] = [line for line in capfd.readouterr().err.splitlines() if "passed over" not in line]
+    resized = "(shorter side) and cropped to {0} px; --size 0 takes them as they are stored"
+    assert told[0] == []
+    assert told[18] == [
+        f"{source}: images are resized to 21 px {resized.format(18)}",
+        f"{source}: 6 of 8 images are smaller than 21 px and enlarged",
+    ]
+    assert told[20] == [
+        f"{source}: 2 of 8 images are resized to 23 px {resized.format(20)}",
+        f"{source}: 1 of 8 images is smaller than 23 px and enlarged",
+    ]
+    assert told[32] == [
+        f"{source}: images are resized to 37 px {resized.format(32)}",
+        f"{source}: 8 of 8 images are smaller than 37 px and enlarged",
+    ]
+
+
+def test_what_is_found_in_the_images_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    Image.fromarray(np.full((16, 16), 257 * 9, np.uint16)).save(tmp_path / "photos" / "ant" / "0.png")
+    corrupt_folder(
+        tmp_path / "photos", tmp_path / "out", replace(EXACT, corruptions=("contrast",), size_px=16)
+    )
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [f"{tmp_path / 'photos'}: 16 bits a pixel in 1 of 1 images; scaled to 8 bits by 1/257"]
+
+
+def test_the_home_folder_is_meant_by_its_sign(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = replace(EXACT, corruptions=("contrast",), severities=(1,))
+    assert corrupt_folder(Path("~/photos"), Path("~/out"), asked) == len(FILES)
+    assert len(written(tmp_path / "out")) == len(FILES)
+
+
 # What is written is read back as it was
 
 
@@ -272,8 +489,6 @@ def test_a_sweep_over_the_copy_scores_what_one_over_the_folder_scores(
         ("colours",), corruptions=chosen, severities=(2, 5), seed=4, device="cpu",
         data=f"imagefolder:{tmp_path / 'photos'}",
     )  # fmt: skip
-    # 32 px are cut from the 37 that resizing makes of 32: let both look at whole images.
-    monkeypatch.setattr(folders, "RESIZE_RATIO", 1.0)
     ours = sweep_corruptions(own, tmp_path / "ours")
     saved = replace(own, data="imagenet-c", data_dir=tmp_path / "copy")
     theirs = sweep_corruptions(saved, tmp_path / "theirs")

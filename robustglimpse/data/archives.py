@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from robustglimpse.cache import cache_dir
+from robustglimpse.data.sources import mode_of, printable
+from robustglimpse.notes import tell
 from robustglimpse.progress import Progress, progress
 from robustglimpse.records import UserError
 
@@ -43,13 +46,19 @@ def files_of(name: str, archive: Archive, data_dir: Path | None, *, download: bo
     """
     kept = data_dir or cache_dir() / "downloads"
     inside = kept / archive.file
-    if download and not kept.is_file():
+    if download and not stat.S_ISREG(mode_of(kept)):
         return _fetched(archive, inside)
-    if data_dir is None and not inside.is_file():
+    has_archive = stat.S_ISREG(mode_of(inside))
+    if data_dir is None and not has_archive:
         raise UserError(f"{name} needs its files: give --data-dir PATH (archive or folder), or --download")
-    if not kept.exists():
-        raise UserError(f"{kept}: no such file or folder; give {name}'s archive or folder as --data-dir")
-    return inside if inside.is_file() else kept
+    if not mode_of(kept):
+        raise UserError(
+            f"{printable(kept)}: no such file or folder; give {name}'s archive or folder as --data-dir"
+        )
+    unpacked = kept / archive.file.partition(".")[0]
+    if has_archive and mode_of(unpacked):
+        tell(f"{name}: read from {printable(inside)}; {printable(unpacked)} beside it is not looked at")
+    return inside if has_archive else kept
 
 
 def _fetched(archive: Archive, path: Path) -> Path:

@@ -1,45 +1,29 @@
-"""Data sets from files: Tiny ImageNet, image folders, CIFAR-10. Decoded once, then mapped from a cache."""
+"""Data sets in folders of images: Tiny ImageNet, image folders, ImageNet-100."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import pickle
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from robustglimpse.cache import cache_dir
 from robustglimpse.data import Dataset
+from robustglimpse.data.decode import Sample, decode
+from robustglimpse.data.images import RESIZE_RATIO, Preparation, prepare
+from robustglimpse.data.sources import FolderSource, Source, is_image, mode_of, open_source, printable
 from robustglimpse.records import UserError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
-RESIZE_RATIO = 256 / 224
-AS_STORED: tuple[str, Callable[[Image], Image]] = ("as stored", lambda image: image)
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image file inside its folder or archive, and its class."""
-
-    path: str
-    wnid: str
+# Folders that hold classes and are none, the one to judge a model on first.
+SPLITS = ("val", "valid", "validation", "test", "testing", "train", "training")
+IMAGENET_VAL = "ILSVRC2012_val_"
+VALPREP = "sort them into class folders with valprep.sh (of soumith/imagenetloader.torch)"
+FEW = 8  # of what is listed in one line
+ANNOTATIONS = "val/val_annotations.txt"
 
 
 def tiny_imagenet(
@@ -47,69 +31,185 @@ def tiny_imagenet(
 ) -> Dataset:
     """Return a split of Tiny ImageNet: 64 x 64, the classes its train folder holds, sorted.
 
-    data_dir: the official zip, or a folder in which it is unpacked.
+    data_dir: the official zip, or a folder in which it is unpacked; val may be sorted into class folders, and
+    stand alone.  Its classes are then those of wnids.txt, or its own where there is none.
     first: only so many classes, the first of its wnids.txt; the set is then called tiny-imagenet-FIRST.
     """
-    with closing(_open_source(data_dir)) as source:
-        return _tiny_split(source, split, limit, first)
+    if split not in ("train", "val"):
+        raise UserError(f"tiny-imagenet has labelled splits train and val, not {split!r}")
+    with closing(open_source(data_dir)) as source:
+        layout = _tiny_layout(source)
+        samples = _tiny_val(source, layout) if split == "val" else layout.train
+        if not samples:
+            expected = ANNOTATIONS if split == "val" else "train/WNID/images"
+            raise UserError(f"{printable(source.path)}: the split {split} is missing (no {expected})")
+        classes, lack = _tiny_classes(source, layout, samples)
+        name = "tiny-imagenet"
+        if first is not None:
+            name, chosen = f"tiny-imagenet-{first}", _first_classes(source, layout, first)
+            classes = tuple(c for c in classes if c in chosen)
+            samples = [sample for sample in samples if sample.wnid in chosen]
+        _check_all_there(source, samples, classes, lack)
+        return decode(source, name, split, samples, classes, limit, Preparation())
 
 
 tiny_imagenet_20 = partial(tiny_imagenet, first=20)
 
 
-def _tiny_split(source: Source, split: str, limit: int | None, first: int | None) -> Dataset:
+@dataclass
+class _TinyLayout:
+    """Where the parts of a Tiny ImageNet lie. root: what stands before "train/" and "val/" in all paths.
+
+    val: images in class folders.  unsorted: those of val/images.  has_listing: whether it says their classes.
+    """
+
+    root: str
+    train: list[Sample] = field(default_factory=list)
+    val: list[Sample] = field(default_factory=list)
+    unsorted: list[str] = field(default_factory=list)
+    has_listing: bool = False
+
+
+def _tiny_layout(source: Source) -> _TinyLayout:
+    """Return where the parts lie. Raises UserError where there is no Tiny ImageNet, or more than one."""
+    found: dict[str, _TinyLayout] = {}
     names = source.names()
-    parts = [PurePosixPath(n).parts for n in names]
-    train = [p for p in parts if len(p) >= 4 and p[-4] == "train" and p[-2] == "images"]
-    classes = tuple(sorted({p[-3] for p in train}))
-    if not classes:
+    for name in names:
+        listing_root, dots, rest = name.rpartition(ANNOTATIONS)
+        if dots and not rest and listing_root[-1:] in ("", "/"):
+            found.setdefault(listing_root, _TinyLayout(listing_root)).has_listing = True
+        elif placed := _place(name):
+            root, split, wnid = placed
+            layout = found.setdefault(root, _TinyLayout(root))
+            (layout.train if split == "train" else layout.val).append(Sample(name, wnid))
+    if not found:
+        inside = source.path.name in ("train", "val") or ANNOTATIONS.partition("/")[2] in names
+        cure = f"; give the folder above, {printable(source.path.absolute().parent)}" if inside else ""
         raise UserError(
-            f"{source.path}: expected the Tiny ImageNet layout (train/<wnid>/images/*.JPEG), found none"
+            f"{printable(source.path)}: expected the Tiny ImageNet layout (train/<wnid>/images/*.JPEG), "
+            f"found none{cure}"
         )
-    if split == "train":
-        samples = [Sample("/".join(p), p[-3]) for p in train]
-    elif split == "val":
-        samples = _tiny_val(source, names)
-    else:
-        raise UserError(f"tiny-imagenet has labelled splits train and val, not {split!r}")
-    name = "tiny-imagenet"
-    if first is not None:
-        name, chosen = f"tiny-imagenet-{first}", _first_classes(source, names, first)
-        classes = tuple(c for c in classes if c in chosen)
-        samples = [sample for sample in samples if sample.wnid in chosen]
-    return decode(source, name, split, samples, classes, limit, AS_STORED)
+    if len(found) > 1:
+        roots = " and ".join(printable(root) or "the folder itself" for root in sorted(found)[:FEW])
+        raise UserError(
+            f"{printable(source.path)}: {len(found)} folders hold a train or val of their own ({roots}); "
+            "give one of them, unpacked, as --data-dir"
+        )
+    layout = next(iter(found.values()))
+    layout.val.sort(key=lambda sample: _by_number(sample.path.rpartition("/")[2]))
+    images = f"{layout.root}val/images/"
+    layout.unsorted = [name for name in names if name.startswith(images) and is_image(name)]
+    passed = _endings(n for n in names if n.startswith(layout.root) and not is_image(n) and n[-4:] != ".txt")
+    if passed:
+        source.notes += (f"{printable(source.path)}: passed over: {passed} (no images by their endings)",)
+    return layout
 
 
-def _first_classes(source: Source, names: Sequence[str], count: int) -> list[str]:
-    listing = next((n for n in names if PurePosixPath(n).name == "wnids.txt"), None)
-    wnids = source.read(listing).decode().split() if listing else []
+def _place(name: str) -> tuple[str, str, str] | None:
+    """Return the root, split and class of train/WNID/images/x.JPEG, val/WNID/x.png and the like."""
+    folders = name.split("/")[:-1]
+    if folders[-1:] == ["images"]:
+        folders.pop()
+        if folders[-1:] in (["train"], ["val"]):  # val/images, whose classes a listing says
+            return None
+    if not is_image(name) or len(folders) < 2 or folders[-2] not in ("train", "val"):
+        return None
+    return "".join(f"{folder}/" for folder in folders[:-2]), folders[-2], printable(folders[-1])
+
+
+def _by_number(name: str) -> str:
+    """Return what sorts val_2 before val_10, which is the order of the official listing."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(12), name)
+
+
+def _tiny_classes(
+    source: Source, layout: _TinyLayout, samples: Sequence[Sample]
+) -> tuple[tuple[str, ...], str]:
+    """Return the classes, sorted, and what to say of another one. samples: of the split that is read."""
+    if layout.train:
+        return tuple(sorted({sample.wnid for sample in layout.train})), "has no train folder"
+    listed = _wnids(source, layout)
+    return tuple(sorted(set(listed) or {s.wnid for s in samples})), "wnids.txt does not list"
+
+
+def _wnids(source: Source, layout: _TinyLayout) -> list[str]:
+    listing = f"{layout.root}wnids.txt"
+    return _text(source, listing).split() if listing in source.names() else []
+
+
+def _first_classes(source: Source, layout: _TinyLayout, count: int) -> list[str]:
+    wnids = _wnids(source, layout)
     if len(wnids) < count:
-        raise UserError(f"{source.path}: expected a wnids.txt of {count} classes or more, got {len(wnids)}")
+        raise UserError(
+            f"{printable(source.path)}: expected a wnids.txt of {count} classes or more, got {len(wnids)}"
+        )
     return wnids[:count]
 
 
-def _tiny_val(source: Source, names: Sequence[str]) -> list[Sample]:
-    listing = next((n for n in names if n.endswith("val/val_annotations.txt")), None)
-    if listing is None:
-        raise UserError(f"{source.path}: the split val is missing (no val/val_annotations.txt)")
-    root = listing[: -len("val_annotations.txt")]
-    rows = [line.split("\t") for line in source.read(listing).decode().splitlines() if line.strip()]
-    return [Sample(f"{root}images/{row[0]}", row[1]) for row in rows]
+def _text(source: Source, name: str) -> str:
+    try:
+        return source.read(name).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{printable(source.path)}: {printable(name)} is no text ({error.reason}); fetch it again"
+        ) from None
 
 
-def image_folder(*, split: str, data_dir: Path | None, limit: int | None, size_px: int) -> Dataset:
-    """Return a folder of class folders: shorter side resized to 8/7 of size_px, centre-cropped.
+def _tiny_val(source: Source, layout: _TinyLayout) -> list[Sample]:
+    """Return the images of val: those that its listing names, or those in class folders."""
+    if not layout.has_listing or (layout.val and not layout.unsorted):
+        return layout.val
+    where = f"{printable(source.path)}: {printable(layout.root)}{ANNOTATIONS}"
+    classes: dict[str, str] = {}
+    for i, line in enumerate(_text(source, f"{layout.root}{ANNOTATIONS}").splitlines(), start=1):
+        if not line.strip():
+            continue
+        file, _, rest = line.partition("\t")
+        if file in classes or not rest.strip():
+            fault = f"names {file!r} twice" if file in classes else f"has no class in line {i}"
+            raise UserError(f"{where} {fault}; fetch it again")
+        classes[file] = rest.split("\t")[0].strip()
+    samples = [Sample(f"{layout.root}val/images/{file}", wnid) for file, wnid in classes.items()]
+    for what, count in (
+        ("images of val/images that it does not name", len(set(layout.unsorted) - {s.path for s in samples})),
+        ("images in class folders of val", len(layout.val)),
+    ):
+        if count:
+            source.notes += (f"{where} decides which images are read; {what} are left out: {count}",)
+    return samples
+
+
+def _check_all_there(source: Source, samples: Sequence[Sample], classes: Sequence[str], lack: str) -> None:
+    """Raise UserError for an image that is of no class, or listed and no file below the source."""
+    known, there = set(classes), set(source.names())
+    wrong = next((s for s in samples if s.wnid not in known or s.path not in there), None)
+    if wrong is None:
+        return
+    where = f"{printable(source.path)}: {printable(wrong.path)}"
+    if wrong.wnid not in known:
+        raise UserError(f"{where} is of class {printable(wrong.wnid)}, which {lack}")
+    raise UserError(f"{where} is listed in val_annotations.txt and missing; complete the set")
+
+
+def image_folder(*, split: str, data_dir: Path | None, limit: int | None, size_px: int | None) -> Dataset:
+    """Return a folder of class folders, its images prepared as `images.prepare` says.
 
     split: a folder below data_dir such as "val", or "" for data_dir itself.
     """
     if data_dir is None:
         raise UserError("an image folder needs its path; give it as --data imagefolder:PATH")
-    root = data_dir / split if split else data_dir
-    name = f"imagefolder:{root.resolve().name}"
-    return _class_folders(root, name, split, limit, _resize_crop(size_px))
+    below = PurePosixPath(split)
+    if below.is_absolute() or ".." in below.parts:
+        raise UserError(
+            f"--split names a folder below {printable(data_dir)}, got {split!r}; give its own path"
+        )
+    root = data_dir / split
+    source, files = folder_images(root)
+    name = f"imagefolder:{printable(root.resolve().name)}"
+    return _class_folders(source, files, name, split, limit, prepare(size_px))
 
 
-def imagenet100(*, split: str, data_dir: Path | None, limit: int | None, size_px: int) -> Dataset:
+def imagenet100(*, split: str, data_dir: Path | None, limit: int | None, size_px: int | None) -> Dataset:
     """Return the split train or val of a folder that holds both, each with a folder for every class.
 
     val: as an image folder.  train: the centre square, 8/7 of size_px wide, for the random crops of training.
@@ -120,287 +220,110 @@ def imagenet100(*, split: str, data_dir: Path | None, limit: int | None, size_px
         raise UserError(
             "imagenet100 needs its folder: give --data-dir PATH, with train/WNID and val/WNID in it"
         )
-    prepare = _resize_crop(size_px) if split == "val" else _square(round(size_px * RESIZE_RATIO))
-    return _class_folders(data_dir / split, "imagenet100", split, limit, prepare)
+    asked = prepare(size_px)
+    if split == "train" and size_px:
+        side_px = round(size_px * RESIZE_RATIO)
+        asked = Preparation(side_px, side_px)
+    source, files = folder_images(data_dir / split)
+    return _class_folders(source, files, "imagenet100", split, limit, asked)
 
 
 def _class_folders(
-    root: Path, name: str, split: str, limit: int | None, prepare: tuple[str, Callable[[Image], Image]]
+    source: FolderSource, files: Sequence[str], name: str, split: str, limit: int | None, asked: Preparation
 ) -> Dataset:
-    """Return the images below root, each of the class that its folder is named for."""
-    source, files = folder_images(root)
-    samples = [Sample(file, PurePosixPath(file).parts[0]) for file in files]
+    """Return the images of a folder, each of the class that its folder is named for."""
+    samples = class_samples(files)
     classes = tuple(sorted({s.wnid for s in samples}))
-    return decode(source, name, split, samples, classes, limit, prepare)
+    if len(classes) == 1 and all(file.count("/") > 1 for file in files):
+        source.notes += (
+            f"{printable(source.path)}: its one class is {classes[0]}; the folders in that are no classes",
+        )
+    return decode(source, name, printable(split), samples, classes, limit, asked)
+
+
+def class_samples(files: Sequence[str]) -> list[Sample]:
+    """Return the images of `folder_images`, each with the name of its class folder, made printable."""
+    return [Sample(file, printable(file.partition("/")[0])) for file in files]
 
 
 def folder_images(root: Path) -> tuple[FolderSource, list[str]]:
-    """Return a folder of class folders and the paths of its images below it, sorted."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected one folder of images for each class in it")
+    """Return a folder of class folders and the paths of its images below it, sorted.
+
+    The source's notes say what else lies there.  Raises UserError where there is no image in a class folder,
+    where the folders are splits, or two have one name once it is printable.
+    """
+    if not stat.S_ISDIR(mode_of(root)):
+        what = "not a folder (unpack an archive)" if mode_of(root) else "no such folder"
+        raise UserError(f"{printable(root)}: {what}; expected one folder of images for each class in it")
     source = FolderSource(root)
-    files = [n for n in source.names() if "/" in n and PurePosixPath(n).suffix.lower() in IMAGE_ENDINGS]
+    names = source.names()
+    files = [name for name in names if "/" in name and is_image(name)]
+    loose = [name for name in names if "/" not in name and is_image(name)]
+    passed = _endings(name for name in names if "/" in name and not is_image(name))
     if not files:
-        raise UserError(f"{root}: expected one folder of images for each class in it, found no image")
+        found = "found no image"
+        if loose:
+            found = f"found {len(loose)} images in no class folder"
+        elif passed:
+            found = f"found no image that is read, but {passed}"
+        cure = f"; {VALPREP}" if any(name.startswith(IMAGENET_VAL) for name in loose) else ""
+        raise UserError(
+            f"{printable(root)}: expected one folder of images for each class in it, {found}{cure}"
+        )
+    _check_are_classes(root, files)
+    source.notes += tuple(_layout_notes(source, files, loose, passed))
     return source, files
 
 
-def decoder(source: FolderSource, size_px: int | None) -> Callable[[str], NDArray[np.uint8]]:
-    """Return what decodes an image by its path below the folder, u8 [3,H,W].
-
-    size_px: shorter side resized to 8/7 of it, centre-cropped; None leaves images as they are.
-    """
-    _, transform = _resize_crop(size_px) if size_px else AS_STORED
-
-    def decode_one(file: str) -> NDArray[np.uint8]:
-        return np.asarray(transform(_open_image(source, file))).transpose(2, 0, 1)
-
-    return decode_one
-
-
-def cifar10(*, split: str, data_dir: Path, limit: int | None, **_: Any) -> Dataset:
-    """Return a split of CIFAR-10 from its binary or its python batches (folder or .tar.gz)."""
-    if split not in ("train", "test"):
-        raise UserError(f"cifar10 has the splits train and test, not {split!r}")
-    with closing(_open_source(data_dir)) as source:
-        x, y = _cifar_split(source, split)
-    order = class_mixed(y)[:limit]
-    return Dataset("cifar10", split, x[order], y[order], CIFAR10_CLASSES, len(y))
-
-
-def _cifar_split(source: Source, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    stems = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
-    by_stem = {PurePosixPath(n).stem: n for n in source.names() if PurePosixPath(n).suffix in ("", ".bin")}
-    missing = [s for s in stems if s not in by_stem]
-    if missing:
-        raise UserError(f"{source.path}: the split {split} is missing (no file {missing[0]} or .bin)")
-    images, labels = [], []
-    for stem in stems:
-        reader = _cifar_binary if by_stem[stem].endswith(".bin") else _cifar_pickle
-        x, y = reader(source.read(by_stem[stem]), by_stem[stem])
-        if not len(y) or y.shape != x.shape[:1] or not np.isin(y, np.arange(10)).all():
-            raise UserError(
-                f"{by_stem[stem]}: not a CIFAR-10 batch (expected a label from 0 to 9 for each image); "
-                "use the official archive"
-            )
-        images.append(x)
-        labels.append(y)
-    return np.concatenate(images), np.concatenate(labels)
-
-
-def _cifar_binary(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    if len(content) % 3073:
-        raise UserError(f"{name}: expected CIFAR-10 records of 3073 bytes, got {len(content)} bytes")
-    rows = np.frombuffer(content, np.uint8).reshape(-1, 3073)
-    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
-
-
-def _cifar_pickle(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    try:
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        rows = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-        return rows, np.asarray(batch[b"labels"], np.int64)
-    except (pickle.UnpicklingError, LookupError, ValueError, EOFError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: not a CIFAR-10 batch ({error}); use the official archive") from None
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts of numbers and numpy arrays, and refuses every other name a pickle may call."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core")  # its name before numpy 2
-        if (module, name) in {
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        }:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it calls {module}.{name}, which an image batch has no need of")
-
-
-class FolderSource:
-    """The files below a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def names(self) -> list[str]:
-        """Return every file's path below the folder, sorted, with forward slashes."""
-        found = []
-        for folder, _, files in os.walk(self.path, followlinks=True):
-            below = Path(folder).relative_to(self.path).as_posix()
-            found += [f"{below}/{name}" if below != "." else name for name in files]
-        return sorted(found)
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes."""
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{self.path / name}: cannot be read ({error.strerror}); mend or remove it"
-            ) from None
-
-    def stamp(self) -> str:
-        """Return a hash of every file's name, size and time of change."""
-        digest = hashlib.sha256()
-        for name in self.names():
-            status = (self.path / name).stat()
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
-
-    def close(self) -> None:
-        """Do nothing: no file stays open."""
-
-
-# What zipfile and tarfile raise for a damaged, cut or encrypted archive.
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError)
-
-
-class ArchiveSource:
-    """The files inside a .zip or .tar(.gz), open until closed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with ExitStack() as stack:
-                if zipfile.is_zipfile(path):
-                    archive = stack.enter_context(zipfile.ZipFile(path))
-                    self._names = sorted(n for n in archive.namelist() if not n.endswith("/"))
-                    self._open: Callable[[str], IO[bytes] | None] = archive.open
-                else:
-                    tar = stack.enter_context(tarfile.open(path))
-                    self._names = sorted(m.name for m in tar.getmembers() if m.isfile())
-                    self._open = tar.extractfile
-                self.close = stack.pop_all().close
-        except _BROKEN as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{path}: not a readable zip or tar archive ({reason}); fetch it again") from None
-
-    def names(self) -> list[str]:
-        """Return every file's path inside the archive, sorted."""
-        return self._names
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes."""
-        try:
-            stream = self._open(name)
-            assert stream is not None
-            with stream:
-                return stream.read()
-        except _BROKEN as error:
-            raise UserError(
-                f"{self.path}: {name} cannot be read ({error}); fetch the archive again"
-            ) from None
-
-    def stamp(self) -> str:
-        """Return the archive's SHA-256."""
-        with self.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-Source = FolderSource | ArchiveSource
-
-
-def _open_source(path: Path) -> Source:
-    if path.is_dir():
-        return FolderSource(path)
-    return ArchiveSource(path)
-
-
-def class_mixed(labels: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Return the order that takes the first of every class, then the second: any prefix is balanced."""
-    rank = np.empty(len(labels), np.int64)
-    for k in np.unique(labels):
-        rank[labels == k] = np.arange((labels == k).sum())
-    return np.lexsort((labels, rank))
-
-
-def decode(
-    source: Source,
-    name: str,
-    split: str,
-    samples: list[Sample],
-    classes: tuple[str, ...],
-    limit: int | None,
-    prepare: tuple[str, Callable[[Image], Image]],
-) -> Dataset:
-    """Return the data set of samples in class-mixed order, decoded or from the cache.
-
-    prepare: what is done to each image, as a tag for the cache's key and a function.
-    """
-    unknown = next((s for s in samples if s.wnid not in classes), None)
-    if unknown:
+def _check_are_classes(root: Path, files: Sequence[str]) -> None:
+    """Raise UserError where the folders with images are splits, or two would have one name."""
+    below: dict[str, set[str]] = {}
+    for file in files:
+        folder, _, rest = file.partition("/")
+        below.setdefault(folder, set()).add(rest.partition("/")[0] if "/" in rest else "")
+    splits = sorted((f for f in below if f.lower() in SPLITS), key=lambda f: SPLITS.index(f.lower()))
+    unsorted = next(
+        (f for f in splits if any(file.startswith(f"{f}/{IMAGENET_VAL}") for file in files)), None
+    )
+    if unsorted and len(splits) == len(below):
+        raise UserError(f"{printable(root / unsorted)} holds images in no class folder; {VALPREP}")
+    nested = [below[folder] - {""} for folder in splits]
+    are_all = len(splits) == len(below) and any(nested)
+    if are_all or sum(map(len, nested)) > len(set().union(*nested)):  # two splits have a class in common
         raise UserError(
-            f"{source.path}: {unknown.path} is of class {unknown.wnid}, which has no train folder"
+            f"{printable(root)} holds {' and '.join(splits)}, which are splits, not classes; give one of "
+            f"them: --data imagefolder:{printable(root / splits[0])}"
         )
-    labels = np.array([classes.index(s.wnid) for s in samples], np.int64)
-    order = class_mixed(labels)[:limit]
-    tag, transform = prepare
-    listing = "\n".join(samples[i].path for i in order)
-    key = hashlib.sha256(f"{source.stamp()}\n{tag}\n{listing}".encode()).hexdigest()[:24]
-    cached = cache_dir() / "decoded" / f"{name.partition(':')[0]}-{split or 'all'}-{key}.npy"
-    if not cached.exists():
-        _write_decoded(source, [samples[i].path for i in order], transform, cached)
-    images = np.load(cached, mmap_mode="r")
-    return Dataset(name, split or "all", images, labels[order], classes, len(samples))
+    printed = Counter(printable(folder) for folder in below)
+    twice = next((name for name, count in printed.items() if count > 1), None)
+    if twice:
+        raise UserError(f"{printable(root)}: two folders would be called {twice}; rename one")
 
 
-def _write_decoded(source: Source, paths: list[str], transform: Callable[[Image], Image], out: Path) -> None:
-    """Decode every image and write them as u8 [N,3,H,W], the file appearing only when it is whole."""
-    from robustglimpse.progress import track
-
-    images: np.memmap[Any, np.dtype[np.uint8]] | None = None
-    partial = out.with_suffix(f".{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for i, path in enumerate(track(paths, f"decoding {len(paths)} images")):
-            pixels = np.asarray(transform(_open_image(source, path))).transpose(2, 0, 1)
-            if images is None:
-                shape = (len(paths), *pixels.shape)
-                images = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-            if pixels.shape != images.shape[1:]:
-                raise UserError(
-                    f"{source.path}: {path} is {pixels.shape[2]} x {pixels.shape[1]} px, "
-                    f"the others {images.shape[3]} x {images.shape[2]}; use imagefolder:PATH --size N"
-                )
-            images[i] = pixels
-        assert images is not None
-        images.flush()
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(
-            f"{out.parent}: cannot keep decoded images there ({error.strerror}); set ROBUSTGLIMPSE_CACHE"
-        ) from None
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+def _layout_notes(
+    source: FolderSource, files: Sequence[str], loose: Sequence[str], passed: str
+) -> Iterator[str]:
+    """Yield a line for each kind of thing in a folder of class folders that is left out."""
+    where = printable(source.path)
+    if passed:
+        yield f"{where}: passed over: {passed} (no images by their endings)"
+    if loose:
+        lie = "1 image lies" if len(loose) == 1 else f"{len(loose)} images lie"
+        yield f"{where}: {lie} in the folder itself, in no class folder, and {_are(loose)} left out"
+    used = {file.partition("/")[0] for file in files} | set(source.walk.again)
+    empty = sorted(printable(folder) for folder in source.walk.folders if folder not in used)
+    if empty:
+        more = ", ..." if len(empty) > FEW else ""
+        hold = "1 folder holds" if len(empty) == 1 else f"{len(empty)} folders hold"
+        yield f"{where}: {hold} no image and {_are(empty)} no class: {', '.join(empty[:FEW])}{more}"
 
 
-def _open_image(source: Source, path: str) -> Image:
-    from PIL import Image as PillowImage
-
-    content = source.read(path)
-    try:
-        return PillowImage.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError):
-        raise UserError(
-            f"{source.path}: {path} is not an image that can be decoded; mend or remove it"
-        ) from None
+def _are(things: Sequence[str]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
-def _resize_crop(size_px: int) -> tuple[str, Callable[[Image], Image]]:
-    return _square(size_px, resized_px=round(size_px * RESIZE_RATIO))
-
-
-def _square(size_px: int, *, resized_px: int | None = None) -> tuple[str, Callable[[Image], Image]]:
-    """Return what resizes an image's shorter side to resized_px, or size_px, and cuts its centre out."""
-    from torchvision.transforms import functional as tv
-
-    side = resized_px or size_px
-
-    def prepare(image: Image) -> Image:
-        cropped: Image = tv.center_crop(tv.resize(image, [side]), [size_px, size_px])
-        return cropped
-
-    return f"resize {side} crop {size_px}", prepare
+def _endings(names: Iterable[str]) -> str:
+    """Return how many files have which ending: "3 .txt, 1 .gif"."""
+    counts = Counter(printable(PurePosixPath(name).suffix.lower()) or "without ending" for name in names)
+    listed = [f"{count} {ending}" for ending, count in counts.most_common(FEW)]
+    return ", ".join(listed) + (", ..." if len(counts) > FEW else "")

@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 import shutil
-import struct
-import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from photos import no_decoding, refusal, save_image
 from PIL import Image
 
-from robustglimpse.data import DATASETS, Dataset, folders, load_data
+from robustglimpse.data import DATASETS, load_data
 from robustglimpse.data.archives import Archive
 from robustglimpse.data.augment import pipeline
-from robustglimpse.records import Classifier, UserError
-from robustglimpse.runner import match_classes
-
-Pixels = NDArray[np.uint8]
-
-
-def refusal(call: Callable[[], object]) -> str:
-    """Return the message of the UserError that the call raises, which must be one line."""
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def save_image(path: Path, width: int = 40, height: int = 40, seed: int = 0) -> Pixels:
-    """Write a random image losslessly or as JPEG, by its ending, and return its pixels [H,W,3]."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
-def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every decoding fail from here on, so that pixels can only come from the cache."""
-    monkeypatch.delattr(folders, "_open_image")
-
 
 # Tiny ImageNet
 
@@ -441,186 +410,3 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     message = refusal(lambda: load_data(f"imagefolder:{tmp_path / 'images'}", size_px=32))
     assert "cannot keep decoded images" in message
     assert "ROBUSTGLIMPSE_CACHE" in message
-
-
-# CIFAR-10
-
-BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-
-
-def cifar_content(seed: int) -> tuple[Pixels, list[int]]:
-    """Return 20 made-up records: pixels [20,3072] and labels, two of each class, shuffled."""
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (20, 3072), np.uint8), rng.permutation(np.arange(20) % 10).tolist()
-
-
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    """Pickles text as Python 2 did, which is how the official batches were made."""
-
-    def save_text(self, text: str | bytes) -> None:
-        content = text.encode() if isinstance(text, str) else text
-        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
-        self.memoize(text)
-
-    dispatch = {**pickle._Pickler.dispatch, bytes: save_text, str: save_text}  # type: ignore[attr-defined]  # noqa: RUF012
-
-
-def python2_pickle(content: Any) -> bytes:
-    """Return content as Python 2 with numpy 1 would have pickled it."""
-    stream = io.BytesIO()
-    Python2Pickler(stream, 2).dump(content)
-    old = stream.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    return old.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")  # dtype("u1", 0, 1), now with False and True
-
-
-def write_binary(folder: Path) -> Path:
-    """Write the made-up set as CIFAR-10's binary batches."""
-    folder.mkdir()
-    for seed, name in enumerate(BATCHES):
-        pixels, labels = cifar_content(seed)
-        records = np.concatenate([np.array(labels, np.uint8)[:, None], pixels], 1)
-        (folder / f"{name}.bin").write_bytes(records.tobytes())
-    (folder / "batches.meta.txt").write_text("airplane\n")
-    return folder
-
-
-def write_pickles(folder: Path) -> Path:
-    """Write the made-up set as CIFAR-10's python batches."""
-    folder.mkdir()
-    for seed, name in enumerate(BATCHES):
-        pixels, labels = cifar_content(seed)
-        batch = {b"batch_label": name.encode(), b"labels": labels, b"data": pixels}
-        (folder / name).write_bytes(python2_pickle(batch))
-    (folder / "batches.meta").write_bytes(python2_pickle({b"label_names": []}))
-    return folder
-
-
-def write_tar(folder: Path) -> Path:
-    """Pack a folder as the official archives are and return the archive."""
-    out = folder.with_suffix(".tar.gz")
-    with tarfile.open(out, "w:gz") as archive:
-        archive.add(folder, "cifar-10-batches")
-    return out
-
-
-@pytest.mark.parametrize("split, count", [("test", 20), ("train", 100)])
-def test_cifar10_is_the_same_from_binary_and_pickled_batches(tmp_path: Path, split: str, count: int) -> None:
-    binary, pickles = write_binary(tmp_path / "binary"), write_pickles(tmp_path / "python")
-    prints = set()
-    for source in binary, pickles, write_tar(binary), write_tar(pickles):
-        data = load_data("cifar10", split=split, data_dir=source)
-        assert data.images.shape == (count, 3, 32, 32)
-        prints.add(data.fingerprint)
-    assert len(prints) == 1
-
-
-def test_cifar10_is_class_mixed_with_its_pixels_in_place(tmp_path: Path) -> None:
-    data = load_data("cifar10", data_dir=write_binary(tmp_path / "binary"), limit=15)
-    assert data.labels.tolist() == [*range(10), *range(5)]
-    assert (data.classes[0], data.classes[9], data.total) == ("airplane", "truck", 20)
-    pixels, labels = cifar_content(BATCHES.index("test_batch"))
-    expected = pixels[labels.index(3)].reshape(3, 32, 32)  # red plane first, row by row
-    assert np.array_equal(data.images[3], expected)
-
-
-class Bomb:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
-
-
-def test_a_malicious_batch_is_refused_without_running(tmp_path: Path) -> None:
-    root, marker = write_pickles(tmp_path / "python"), tmp_path / "marker"
-    batch = pickle.dumps({b"data": Bomb(marker), b"labels": []})
-    (root / "test_batch").write_bytes(batch)
-    message = refusal(lambda: load_data("cifar10", data_dir=root))
-    assert "test_batch: not a CIFAR-10 batch" in message
-    assert not marker.exists()
-    pickle.loads(batch)
-    assert marker.exists()  # the bomb was live
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"", b"no pickle", b".", b"(", b"0.", pickle.dumps([1, 2]), pickle.dumps({b"data": 1}),
-        python2_pickle({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}),
-        python2_pickle({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}),
-        b"cnumpy.no_such\ndtype\n.",
-    ],
-    ids=[
-        "empty", "text", "stop", "mark", "pop", "list", "number", "fewer-labels", "eleventh-class",
-        "no-such-module",
-    ],
-)  # fmt: skip
-def test_a_pickle_that_is_no_batch_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    root = write_pickles(tmp_path / "python")
-    (root / "test_batch").write_bytes(content)
-    assert "test_batch: not a CIFAR-10 batch" in refusal(lambda: load_data("cifar10", data_dir=root))
-
-
-@pytest.mark.parametrize("content", [b"", b"\0" * 3072, b"\x0a" + b"\0" * 3072])
-def test_a_binary_batch_of_another_shape_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    root = write_binary(tmp_path / "binary")
-    (root / "test_batch.bin").write_bytes(content)
-    assert "test_batch.bin: " in refusal(lambda: load_data("cifar10", data_dir=root))
-
-
-@pytest.mark.parametrize("kept", [40, 10_000])
-def test_a_truncated_tar_is_refused(tmp_path: Path, kept: int) -> None:
-    path = write_tar(write_binary(tmp_path / "binary"))
-    path.write_bytes(path.read_bytes()[:kept])
-    assert f"{path}: not a readable zip or tar" in refusal(lambda: load_data("cifar10", data_dir=path))
-
-
-def test_a_missing_batch_is_named(tmp_path: Path) -> None:
-    root = write_binary(tmp_path / "binary")
-    (root / "data_batch_4.bin").unlink()
-    message = refusal(lambda: load_data("cifar10", split="train", data_dir=root))
-    assert "the split train is missing (no file data_batch_4" in message
-    assert "train and test, not 'val'" in refusal(lambda: load_data("cifar10", split="val", data_dir=root))
-
-
-# Which classes a model's answers mean
-
-
-def labelled(*classes: str) -> Dataset:
-    """A data set with one image of each class."""
-    images = np.zeros((len(classes), 3, 64, 64), np.uint8)
-    return Dataset("some", "all", images, np.arange(len(classes)), classes, len(classes))
-
-
-def test_the_same_classes_are_left_alone(ffnet: Classifier) -> None:
-    data = labelled("cat", "dog")
-    assert match_classes(data, replace(ffnet, classes=("cat", "dog"))) is data
-
-
-def test_classes_are_matched_by_name(ffnet: Classifier) -> None:
-    matched = match_classes(labelled("cat", "dog"), replace(ffnet, classes=("ant", "dog", "cat")))
-    assert matched.labels.tolist() == [2, 1]
-    assert matched.classes == ("ant", "dog", "cat")
-
-
-def test_a_model_that_only_numbers_its_classes_takes_as_many_in_order(ffnet: Classifier) -> None:
-    matched = match_classes(labelled("cat", "dog"), replace(ffnet, classes=("0", "1")))
-    assert matched.labels.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    "theirs, ours, words",
-    [
-        (("cat", "emu"), ("ant", "cat", "dog"), ["3 classes", "has 2", "'emu'"]),
-        (("cat", "dog"), ("0", "1", "2"), ["3 classes", "has 2", "'cat'"]),
-        (("0", "1"), ("0", "1", "2"), ["3 classes", "has 2"]),
-        (("cat", "dog", "emu"), ("cat", "dog"), ["2 classes", "has 3", "'emu'"]),
-    ],
-)
-def test_a_class_that_the_model_lacks_is_refused_by_name(
-    ffnet: Classifier, theirs: tuple[str, ...], ours: tuple[str, ...], words: list[str]
-) -> None:
-    message = refusal(lambda: match_classes(labelled(*theirs), replace(ffnet, classes=ours)))
-    assert all(word in message for word in [ffnet.name, *words]), message
