@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from robustglimpse import arguments
 from robustglimpse.cache import cache_dir
+from robustglimpse.records import Classifier, UserError
 from robustglimpse.registry import unknown
-
-if TYPE_CHECKING:
-    from robustglimpse.records import Classifier
 
 MANIFEST = Path(__file__).parent / "manifest.toml"
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_DATASET = "glimpse-digits"
+# Of files of weights, and of some that hold none: reading says what those are.
+WEIGHT_ENDINGS = (
+    ".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar", ".th", ".pkl", ".pickle", ".zip", ".gz", ".tgz",
+    ".onnx", ".npz", ".npy", ".h5", ".hdf5", ".keras", ".pt2", ".pb", ".msgpack", ".gguf", ".tflite",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ SOURCES: dict[str, SourceRow] = {
     "torchvision": SourceRow(
         "robustglimpse.models.sources:torchvision_model",
         "torchvision:resnet50(weights='IMAGENET1K_V2')", "nothing",
-        "its classifiers; weights=None for random ones, weights='FILE.pth' for your own",
+        "its classifiers; weights=None for random ones, weights='FILE.pth' for your own (key='ema')",
     ),
     "timm": SourceRow(
         "robustglimpse.models.sources:timm_model",
@@ -151,18 +158,81 @@ def is_from_outside(name: str) -> bool:
     return ":" in name.partition("(")[0] and not name.endswith(".safetensors")
 
 
-def load_model(name: str, *, device: str = "cpu") -> Classifier:
+def load_model(name: str | Path, *, device: str = "cpu") -> Classifier:
     """Return a frozen classifier in eval mode: a manifest name, a .safetensors file, or a call of SOURCES.
 
-    It takes f32 images in [0,1] of any memory layout and normalises inside.
+    It takes f32 images in [0,1] of any memory layout and normalises inside.  It is the same under
+    inference_mode or another default device, and torch's random state stays as it was.
     Raises UserError for an unknown name, a missing file, a wrong hash or weights that do not fit.
     """
-    if is_from_outside(name):
-        from robustglimpse.models.sources import load_source
+    if isinstance(name, Classifier):
+        raise arguments.loaded_already(name, "load_model")
+    name, device = arguments.model_name(name, "the model"), arguments.device_here(device)
+    with _usual_torch():
+        if is_from_outside(name):
+            from robustglimpse.models.sources import load_source
 
-        return load_source(name, device=device)
-    from robustglimpse.models import zoo
+            return load_source(name, device=device)
+        from robustglimpse.models import zoo
 
-    if name.endswith(".safetensors"):
-        return zoo.load_file(Path(name), name=Path(name).stem, device=device)
-    return zoo.load_row(model_row(name), device=device)
+        if name.endswith(".safetensors"):
+            return zoo.load_file(Path(name), name=Path(name).stem, device=device)
+        if is_unknown(name):
+            raise unknown_model(name)
+        return zoo.load_row(model_row(name), device=device)
+
+
+@contextmanager
+def _usual_torch() -> Iterator[None]:
+    """Make tensors as torch does where nothing is set, on the CPU, with gradients; keep its random state."""
+    import torch
+
+    from robustglimpse.models.guard import random_state_kept
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(random_state_kept())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def is_unknown(name: str) -> bool:
+    """Return whether the manifest has no model of that name."""
+    return name not in models() and f"{name}@{DEFAULT_DATASET}" not in models()
+
+
+def unknown_model(name: str) -> UserError:
+    """Return the error for a name that is none of ours, with the call that was meant. Loads torch."""
+    if name.lower().endswith(WEIGHT_ENDINGS) or (name and ("/" in name or Path(name).is_file())):
+        return _without_architecture(name)
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(\(.*\))?", name):
+        module, _, factory = name.partition("(")[0].rpartition(".")
+        return UserError(f"unknown model {name!r}; what makes a model is called {module}:{factory}")
+    from robustglimpse.models.sources import call_like
+
+    near = call_like(name)
+    own = [each.removesuffix(f"@{DEFAULT_DATASET}") for each in models()]
+    if near and _likeness(name, near.partition(":")[2]) > max(_likeness(name, each) for each in own):
+        return UserError(f"unknown model {name!r}; did you mean {near}? (ours: robustglimpse list models)")
+    return unknown(name, own, kind="model", listing="models")
+
+
+def _without_architecture(name: str) -> UserError:
+    """Return the error for a file of weights whose network nobody named."""
+    from robustglimpse.models.kinds import check_is_file, kind_of_file
+
+    call = f"torchvision:resnet18(weights={name!r})"
+    try:
+        check_is_file(Path(name))
+    except UserError as error:
+        return UserError(f'{error}, in a call that names its network: --model "{call}"')
+    kind = kind_of_file(Path(name))
+    if kind:
+        return UserError(f"{name}: {kind}")
+    ours = ", or of MGNet's authors: robustglimpse import-checkpoint" if name.endswith(".ckpt") else ""
+    return UserError(f'{name} holds weights without an architecture: name it: --model "{call}"{ours}')
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a.casefold(), b.casefold()).ratio()

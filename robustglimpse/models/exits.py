@@ -6,11 +6,15 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from robustglimpse.models.surrogates import Surrogate
+from robustglimpse.arguments import number, shown
+from robustglimpse.models.surrogates import Surrogate, as_surrogate, surrogate_of
 from robustglimpse.records import Classifier, UserError
+
+OUTSIDE = 0.5  # how far an image that was attacked without clipping may leave [0,1]
 
 
 class Answer(NamedTuple):
@@ -31,9 +35,11 @@ def exit_early(classifier: Classifier, x: Tensor, *, threshold: float) -> Answer
 
     x: f32 [B,3,H,W] in [0,1].  Who is sure leaves the batch, so that later exits run on the others alone;
     the logits are those of a pass through all exits, but for rounding.  A classifier without glances
-    computes all its exits first, and saves nothing.  Raises UserError for a threshold outside [0,1].
+    computes all its exits first, and saves nothing.  Raises UserError for a threshold outside [0,1], and for
+    other images.
     """
     check_threshold(threshold)
+    threshold, x = float(threshold), _checked(classifier, x)
     waiting = torch.arange(len(x), device=x.device)
     glances = classifier.glances(x) if classifier.glances is not None else _at_once(classifier, x)
     with torch.no_grad():
@@ -54,9 +60,28 @@ def exit_early(classifier: Classifier, x: Tensor, *, threshold: float) -> Answer
             answer.exit[waiting] += 1
 
 
+def _checked(classifier: Any, x: Any) -> Tensor:
+    """Return images, a tensor or an array, as f32 [B,3,H,W]. Raises UserError for others and for no model."""
+    if not isinstance(classifier, Classifier):
+        raise UserError(
+            f"exit_early takes a Classifier, got {shown(classifier)}; for example load_model('mgnet-r18')"
+        )
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(np.array(x))
+    if not isinstance(x, Tensor) or x.ndim != 4 or not len(x):
+        raise UserError(f"images must be f32 [B,3,H,W], B from 1 up, got {shown(x)}; x[None] of one image")
+    if not x.is_floating_point() or not (x.amin() >= -OUTSIDE and x.amax() <= 1 + OUTSIDE):
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise UserError(
+            f"images must be floats in [0,1] before any normalisation, got {dtype} from {x.amin():.3g} to "
+            f"{x.amax():.3g}; images.float() / 255 of levels"
+        )
+    return x.float()
+
+
 def check_threshold(threshold: float) -> None:
     """Raise UserError unless the threshold is a probability."""
-    if not 0 <= threshold <= 1:
+    if not 0 <= number(threshold, "threshold, a confidence from 0 to 1,", example="0.9") <= 1:
         raise UserError(f"threshold must be a confidence from 0 to 1, got {threshold}; for example 0.9")
 
 
@@ -88,13 +113,16 @@ def by_confidence(classifier: Classifier, threshold: float) -> Classifier:
     def ruled(exits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda x: _with_rule(exits(x), threshold)
 
-    def surrogate(name: str, own: Any) -> Surrogate:
-        is_rule = name in RULED
-        return Surrogate(ruled(own.exits), _last if is_rule else lambda exits: own.pick(exits[:-1]))
+    def surrogate(name: str, given: Any) -> Surrogate:
+        own = as_surrogate(given, classifier)
+        if name in RULED:  # gradients that are lent are those of the last exit, not of the rule
+            return Surrogate(ruled(own.exits), _last)
+        return Surrogate(ruled(own.exits), lambda exits: own.pick(exits[:-1]), own.lent)
 
     table = {name: surrogate(name, own) for name, own in classifier.surrogates.items()}
-    if "as-trained" in table:
-        table["last-exit"] = Surrogate(table["as-trained"].exits, _before_rule)
+    as_trained = surrogate_of(classifier, "as-trained")
+    table["last-exit"] = Surrogate(ruled(as_trained.exits), _before_rule, as_trained.lent)
+    table.setdefault("mean-exits", surrogate("mean-exits", surrogate_of(classifier, "mean-exits")))
     exits = ruled(classifier.exits)
     meta = {key: value for key, value in classifier.meta.items() if key != "architecture"}
     count = classifier.meta.get("exits", 1)

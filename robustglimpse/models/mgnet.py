@@ -1,4 +1,4 @@
-"""MGNet, the Multi-Glimpse Network (Chen et al., BMVC 2021). Equation numbers are the paper's.
+"""MGNet, the Multi-Glimpse Network (Tan, Dong and Ma, BMVC 2021). Equation numbers are the paper's.
 
 FF-Net, the plain network beside it, is the same class with one glimpse at full resolution (T=1, M=1).
 """

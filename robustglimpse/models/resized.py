@@ -9,15 +9,16 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustglimpse.models.surrogates import Surrogate
+from robustglimpse.models.surrogates import Surrogate, as_surrogate
 from robustglimpse.records import Classifier, UserError
 
 
-def resize(x: Tensor, size_px: int) -> Tensor:
-    """Return images [B,3,H,W] as [B,3,size_px,size_px], bilinear with anti-aliasing."""
-    if x.shape[2:] == (size_px, size_px):
+def resize(x: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Return images [B,3,H,W] in another size, height and width or one for both: bilinear, anti-aliased."""
+    sides = (size, size) if isinstance(size, int) else size
+    if x.shape[2:] == sides:
         return x
-    return F.interpolate(x, (size_px, size_px), mode="bilinear", antialias=True)
+    return F.interpolate(x, sides, mode="bilinear", antialias=True)
 
 
 def at_size(classifier: Classifier, size_px: int) -> Classifier:
@@ -33,7 +34,7 @@ def at_size(classifier: Classifier, size_px: int) -> Classifier:
         return lambda x: run(resize(x, size_px))
 
     def surrogate(own: Any) -> Surrogate:
-        return Surrogate(inside(own.exits), own.pick)
+        return as_surrogate(own, classifier).through(inside)
 
     glances = classifier.glances
     return replace(

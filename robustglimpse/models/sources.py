@@ -1,4 +1,4 @@
-"""Models from outside: any nn.Module as a Classifier, and those that a call string names.
+"""Models from outside that a call string names.
 
 "torchvision:NAME", "timm:NAME", "robustbench:NAME" and "package.module:factory", with options behind.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from importlib import import_module
@@ -23,125 +21,24 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustglimpse.data.folders import CIFAR10_CLASSES
+from robustglimpse.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES
 from robustglimpse.extras import need
 from robustglimpse.models import SOURCES
-from robustglimpse.models.options import OURS, UNHASHED, Said, imagenet_wnids, is_file, numbers, read_options
-from robustglimpse.models.preflight import check_model, finite_logits, reason
-from robustglimpse.models.surrogates import surrogates
-from robustglimpse.models.zoo import load_weights_, read_weights
+from robustglimpse.models.fitting import fill_
+from robustglimpse.models.foreign import undisturbed
+from robustglimpse.models.guard import fenced
+from robustglimpse.models.naming import imagenet_wnids
+from robustglimpse.models.options import OURS, SHARED, UNHASHED, Said, is_file, read_options
+from robustglimpse.models.own_code import own_code
+from robustglimpse.models.preflight import reason
+from robustglimpse.models.wrapped import NO_MEAN, NO_STD, Origin, wrap, wrap_from
 from robustglimpse.records import Channels, Classifier, UserError
 from robustglimpse.registry import Call, parse_call, resolve
 
-NO_MEAN: Channels = (0.0, 0.0, 0.0)
-NO_STD: Channels = (1.0, 1.0, 1.0)
+__all__ = ["Found", "call_like", "importable_robustbench", "load_source", "wrap"]
 NO_NOTES: tuple[str, ...] = ()
-
-
-def wrap(
-    module: nn.Module,
-    *,
-    name: str,
-    classes: int | Sequence[str] | None = None,
-    size_px: int,
-    mean: Channels = NO_MEAN,
-    std: Channels = NO_STD,
-    output: int | str | None = None,
-    channels_last: bool = False,
-    device: str = "cpu",
-) -> Classifier:
-    """Return a module (images f32 [B,3,H,W] -> logits [B,K]) as a Classifier of [0,1] images.
-
-    The module itself is moved to the device, put in eval mode and frozen, not copied.
-    classes: their names in the order of the logits, or how many there are; None for one per logit.
-    mean, std: what to normalise with before the module; leave them where it does so itself.
-    output: which part of what it returns holds the logits, where that is a tuple or a dict.
-    channels_last: run in that memory layout, in which convolutions are faster; not all modules can.
-    It has one exit, so all surrogates share one gradient.  Its hash is that of its parameters and buffers,
-    of mean, std and output, and of the files with the code of its modules, those of installed packages aside.
-    Raises UserError where images of noise do not give finite logits that are their own (see check_model).
-    """
-    layout = torch.channels_last if channels_last else torch.preserve_format
-    module = module.to(device).to(memory_format=layout).eval().requires_grad_(False)
-    shift, scale = (torch.tensor(channels, device=device)[:, None, None] for channels in (mean, std))
-    noise = torch.rand(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0)).to(device)
-
-    def logits(x: Tensor) -> Tensor:
-        normalised = (x - shift) / scale
-        if channels_last:
-            normalised = normalised.contiguous(memory_format=torch.channels_last)
-        return _pick(module(normalised), output, name).float()  # f16 under autocast
-
-    if classes is None:
-        classes = finite_logits(logits, noise, name).shape[1]
-    labels = numbers(classes) if isinstance(classes, int) else tuple(classes)
-
-    def exits(x: Tensor, path: Any = None) -> Tensor:
-        return logits(x)[None]
-
-    classifier = Classifier(
-        name=name,
-        logits=logits,
-        exits=exits,
-        surrogates=surrogates(exits, 1),
-        trace=lambda x: x.new_tensor([1.0, 0.0, 0.0]).expand(len(x), 1, 3),
-        classes=labels,
-        size_px=size_px,
-        sha256=_hash(module, f"{mean} {std} {output}"),
-        normalisation=(mean, std),
-        meta={"backbone": type(module).__name__, "family": "", "dataset": "", "exits": 1, "device": device},
-    )
-    return check_model(classifier, noise)
-
-
-def _pick(returned: Any, output: int | str | None, name: str) -> Tensor:
-    """Return the logits in what a module returned. Raises UserError naming the choices there are."""
-    if output is None and isinstance(returned, Tensor):
-        return returned
-    parts: Mapping[int | str, Any] = {}
-    if isinstance(returned, Mapping):
-        parts = returned
-    elif isinstance(returned, tuple | list):
-        parts = dict(enumerate(returned))
-    found = parts.get(output) if output is not None else None
-    if isinstance(found, Tensor):
-        return found
-    choices = ", ".join(f"{key!r} {_shape(part)}" for key, part in parts.items())
-    asked = f"output={output!r} is not among" if output is not None else "name the logits with output=:"
-    raise UserError(
-        f"{name}: expected a tensor of logits, got a {type(returned).__name__}; "
-        f"{asked} {choices or 'nothing: it has no parts'}"
-    )
-
-
-def _shape(part: Any) -> str:
-    return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
-
-
-def _hash(module: nn.Module, settings: str) -> str:
-    digest = hashlib.sha256(f"{type(module).__name__} {settings}\n".encode())
-    for path in sorted(_own_files(module)):
-        digest.update(path.read_bytes())
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _own_files(module: nn.Module) -> set[Path]:
-    """Return the files that define a module and its parts, those of installed packages aside."""
-    files = set()
-    for kind in {type(part) for part in module.modules()}:
-        try:
-            path = Path(inspect.getfile(kind)).resolve()
-        except (OSError, TypeError):  # made in a notebook or a shell
-            continue
-        is_installed = {"site-packages", "dist-packages"} & set(path.parts)
-        if not is_installed and kind.__module__.partition(".")[0] != "robustglimpse" and path.is_file():
-            files.add(path)
-    return files
 
 
 # Call strings
@@ -153,81 +50,112 @@ class Found:
 
     classes: None for as many as it has logits.  dataset: the name of one of our data sets, or "".
     channels_last: whether it runs in that layout.
+    modules: the Python modules that made it.  is_ours: whether nobody else holds it, and could change it.
     """
 
-    module: nn.Module
+    module: Any
     classes: tuple[str, ...] | None
-    size_px: int
+    size_px: int | tuple[int, int]
     mean: Channels = NO_MEAN
     std: Channels = NO_STD
     backbone: str = ""
     dataset: str = ""
     notes: tuple[str, ...] = ()
     channels_last: bool = False
+    modules: tuple[str, ...] = ()
+    is_ours: bool = True
 
 
 def load_source(text: str, *, device: str = "cpu") -> Classifier:
     """Return the model that a call string names, as `wrap` does; meta["notes"] are lines for the user.
 
-    Raises UserError where its library, its weights or its module are missing, or do not fit.
+    Raises UserError where its library, its weights or its module are missing, or do not fit, and where its
+    code has changed since this Python imported it.
     """
     call = parse_call(text)
     source = call.name.partition(":")[0]
-    said = read_options(call)
-    options = {key: value for key, value in call.arguments if key not in OURS}
+    theirs = frozenset[str]() if source in SOURCES else _own_options(call)
+    said = read_options(call, theirs)
+    options = {k: v for k, v in call.arguments if k not in OURS or (k in theirs and k not in SHARED)}
     found = resolve(SOURCES.get(source, SOURCES["package.module"]))(call, said, dict(options))
-    if isinstance(found, Classifier):
-        return replace(found, name=said.name)
-    mean, std = said.mean or found.mean, said.std or found.std
-    classifier = wrap(
-        found.module, name=said.name, classes=said.classes or found.classes,
-        size_px=said.size_px or found.size_px, mean=mean, std=std, output=said.output,
+    unhashed = UNHASHED if source in SOURCES else {"weights", "key"} - _parameters(_target(call)).keys()
+    hashed = {key: value for key, value in options.items() if key not in unhashed}
+    # They may change what a model does, and leave no trace in its weights.
+    origin = Origin(found.modules, str(sorted(hashed.items())) if hashed else "", found.is_ours)
+    if isinstance(found.module, Classifier):
+        return _as_made(found.module, said, origin, found.notes)
+    classifier, changed = wrap_from(
+        origin, found.module, name=said.name, classes=said.classes or found.classes,
+        size_px=said.size_px or found.size_px, mean=said.mean or found.mean, std=said.std or found.std,
+        output=said.output, device=device,
         channels_last=found.channels_last if said.channels_last is None else said.channels_last,
-        device=device,
     )  # fmt: skip
-    settings = {key: value for key, value in options.items() if key not in UNHASHED}
-    sha256 = classifier.sha256
-    if settings:  # they may change what a model does, and leave no trace in its weights
-        sha256 = hashlib.sha256(f"{sha256} {sorted(settings.items())}".encode()).hexdigest()
+    _check_unchanged(changed, said.name)
     meta = {
         **classifier.meta,
         "backbone": found.backbone or classifier.meta["backbone"],
         "family": source if source in SOURCES else "",
         "dataset": found.dataset if said.data is None else said.data,
-        "notes": tuple(f"{said.name}: {note}" for note in found.notes),
+        "notes": (*(f"{said.name}: {note}" for note in found.notes), *classifier.meta["notes"]),
         "is_random": classifier.meta["is_random"] or said.random,
     }
-    return replace(classifier, sha256=sha256, meta=meta)
+    return replace(classifier, meta=meta)
+
+
+def _as_made(classifier: Classifier, said: Said, origin: Origin, notes: Iterable[str]) -> Classifier:
+    """Return a factory's own Classifier, named as the call says, its hash with that of the code."""
+    code, changed = own_code(origin.modules)
+    _check_unchanged(changed, said.name)
+    idle = [f"{key}=" for key in ("channels_last", "classes", "mean", "output", "size_px", "std")
+            if getattr(said, key) is not None]  # fmt: skip
+    if idle:
+        notes = (*notes, f"it is a Classifier already; {' and '.join(idle)} say nothing more of it")
+
+    def mixed(own: str) -> str:
+        return hashlib.sha256(f"{own} {code} {origin.options}".encode()).hexdigest() if code else own
+
+    renew = classifier.renew
+    told = (*classifier.meta.get("notes", ()), *(f"{said.name}: {note}" for note in notes))
+    meta = {**classifier.meta, "notes": told} if told else {**classifier.meta}
+    meta |= {"dataset": said.data} if said.data is not None else {}
+    meta |= {"is_random": True} if said.random else {}
+    return replace(
+        classifier, name=said.name, meta=meta, sha256=mixed(classifier.sha256),
+        renew=None if renew is None else lambda: mixed(renew()),
+    )  # fmt: skip
+
+
+def _check_unchanged(changed: Sequence[str], name: str) -> None:
+    if changed:
+        raise UserError(
+            f"{name}: {changed[0]} has changed since this Python imported it, and what runs is the code from "
+            "before; restart Python, or read it again with importlib.reload"
+        )
 
 
 @contextmanager
 def _foreign(name: str, advice: str = "") -> Iterator[None]:
-    """Run somebody else's code: seeded, no unpickling, its chatter to stderr, its exceptions on one line.
+    """Run somebody else's code: fenced, seeded, its exceptions on one line.
 
     advice: what to do where it fails; where there is none, the line that failed is named.
     """
-    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(key)
-    os.environ[key] = "1"
     try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            torch.default_generator.manual_seed(0)  # random weights are the same ones each time
+        with fenced(), undisturbed():  # random weights are the same ones each time
             yield
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(
+            f"{name}: it ends Python ({_place(error)}); guard what runs as a script, its command line above "
+            "all: if __name__ == '__main__':"
+        ) from None
     except Exception as error:
         if "unexpected keyword argument" in str(error):
             advice = "it has no such option"
         raise UserError(f"{name}: {reason(error)}; {advice or _place(error)}") from error
-    finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Return where it failed: in the last file on the way that no library installed."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [
@@ -256,12 +184,14 @@ def torchvision_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
         raise _unknown(name, known, kind="torchvision model", where="all: torchvision.models.list_models()")
     table = library.get_model_weights(name)
     weights = options.pop("weights", "DEFAULT")
+    key = _key(options, weights, said)
     if weights is None or is_file(weights):
-        count = options.pop("num_classes", len(said.classes or imagenet_wnids()))
+        asked = said.classes.size if said.classes else None
+        count = options.pop("num_classes", asked or len(imagenet_wnids()))
         with _foreign(said.name):
             module = library.get_model(name, weights=None, num_classes=count, **options)
         preset, classes = table.DEFAULT.transforms(), _of_imagenet(count)
-        notes = _load_(module, weights, said)
+        notes = _load_(module, weights, said, key, count)
     else:
         entry = table.__members__.get(str(weights).rpartition(".")[2])
         if entry is None:
@@ -275,9 +205,26 @@ def torchvision_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
         preset, notes = entry.transforms(), NO_NOTES
         classes = _of_imagenet(len(entry.meta["categories"])) or tuple(entry.meta["categories"])
     return Found(
-        module, classes, preset.crop_size[0], tuple(preset.mean), tuple(preset.std), name, notes=notes,
+        module, classes, _sides(preset.crop_size), tuple(preset.mean), tuple(preset.std), name, notes=notes,
         channels_last=True,
     )  # fmt: skip
+
+
+def call_like(name: str) -> str:
+    """Return the call of torchvision's or timm's model that a bare name may have meant, "" for none.
+
+    name: as it was typed, options behind it or not.
+    """
+    from torchvision import models as library
+
+    bare, bracket, rest = name.partition("(")
+    known = {each.casefold(): f"torchvision:{each}" for each in library.list_models(module=library)}
+    if find_spec("timm") is not None:
+        with _foreign(name):
+            names = need("timm", "timm").list_models()
+        known = {**{each.casefold(): f"timm:{each}" for each in names}, **known}
+    near = difflib.get_close_matches(bare.casefold(), known, n=1, cutoff=0.8)
+    return f"{known[near[0]]}{bracket}{rest}" if near else ""
 
 
 def _of_imagenet(count: int) -> tuple[str, ...] | None:
@@ -285,15 +232,39 @@ def _of_imagenet(count: int) -> tuple[str, ...] | None:
     return imagenet_wnids() if count == len(imagenet_wnids()) else None
 
 
-def _load_(module: nn.Module, weights: str | None, said: Said) -> tuple[str, ...]:
+def _sides(sizes: Sequence[int]) -> int | tuple[int, int]:
+    """Return the side of a library's images, or height and width where these differ."""
+    height, width = sizes[0], sizes[-1]
+    return height if height == width else (height, width)
+
+
+def _key(options: dict[str, Any], weights: Any, said: Said) -> str | None:
+    """Return which of a file's weights a call asks for, taken out of its options."""
+    key = options.pop("key", None)
+    if key is not None and not (isinstance(key, str) and key and is_file(weights)):
+        raise UserError(
+            f"{said.name}: key= names weights inside a file, as text; for example weights='FILE.pth', "
+            f"key='state_dict_ema', got key={key!r} and weights={weights!r}"
+        )
+    return key
+
+
+def _load_(
+    module: nn.Module, weights: str | None, said: Said, key: str | None, count: int
+) -> tuple[str, ...]:
     """Put a file's weights into a module, strictly, where there is a file; return notes for the user."""
     if weights is None:
         return ("its weights are random (weights=None)",)
-    hint = f"is it of {said.name}, and how many are its classes (classes=N)?"
-    load_weights_(module, read_weights(Path(weights)), Path(weights), hint=hint)
+    number = "num_classes" if said.classes and not said.classes.size else "classes"
+    hint = f"is it of {said.name}, and how many are its classes ({number}=N)?"
+    notes = fill_(module, Path(weights), key=key, hint=hint)
+    if said.classes is None and count == len(imagenet_wnids()):
+        notes += ("its 1000 logits are taken for ImageNet's classes; say classes= for others",)
+    if getattr(module, "transform_input", None) is False:  # torchvision turns it on for its own weights
+        notes += ("torchvision's own weights need transform_input=True; say so if the file is of those",)
     if said.mean is None or said.std is None:
-        return ("images are normalised as for its library's own weights; say mean= and std= for others",)
-    return ()
+        notes += ("images are normalised as for its library's own weights; say mean= and std= for others",)
+    return notes
 
 
 def timm_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
@@ -304,19 +275,20 @@ def timm_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
     if ":" not in name and not library.is_model(name):  # "hf-hub:USER/NAME" is looked up there
         raise _unknown(name, library.list_models(), kind="timm model", where="all: timm.list_models()")
     weights = options.pop("weights", "DEFAULT")
+    key = _key(options, weights, said)
     wanted = options.pop("pretrained", True) and weights is not None
     if wanted and not is_file(weights):
         tagged = name if weights == "DEFAULT" else f"{name.partition('.')[0]}.{weights}"
         with _foreign(said.name, "fetch its weights elsewhere and give the file: weights='FILE.safetensors'"):
             module, notes = library.create_model(tagged, pretrained=True, **options), NO_NOTES
     else:
-        if said.classes:
-            options.setdefault("num_classes", len(said.classes))
+        if said.classes and said.classes.size:
+            options.setdefault("num_classes", said.classes.size)
         with _foreign(said.name):
             module = library.create_model(name, pretrained=False, **options)
-        notes = _load_(module, weights if is_file(weights) else None, said)
+        notes = _load_(module, weights if is_file(weights) else None, said, key, module.num_classes)
     config = library.data.resolve_data_config({}, model=module)
-    mean, std, size_px = tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1]
+    mean, std, size_px = tuple(config["mean"]), tuple(config["std"]), _sides(config["input_size"][-2:])
     classes = _of_imagenet(module.num_classes)
     return Found(module, classes, size_px, mean, std, name, notes=notes, channels_last=True)
 
@@ -343,9 +315,11 @@ def robustbench_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
     _check_options(library.load_model, {"model_name": name, **options}, said.name)
     with _foreign(said.name, advice):
         module = library.load_model(name, **options)
-    classes = {"cifar10": CIFAR10_CLASSES, "imagenet": imagenet_wnids()}.get(dataset)
+    classes = {
+        "cifar10": CIFAR10_CLASSES, "cifar100": CIFAR100_CLASSES, "imagenet": imagenet_wnids(),
+    }.get(dataset)  # fmt: skip
     size_px = 224 if dataset == "imagenet" else 32
-    return Found(module, classes, size_px, backbone=name, dataset=dataset if dataset == "cifar10" else "")
+    return Found(module, classes, size_px, backbone=name, dataset=dataset if dataset != "imagenet" else "")
 
 
 @contextmanager
@@ -377,44 +351,91 @@ def _beside(module: str, path: str) -> str:
     return str(Path(str(sys.modules[module].__file__)).parent / path)
 
 
-def factory_model(call: Call, said: Said, options: dict[str, Any]) -> Found | Classifier:
-    """Return what "package.module:factory" makes, or a module that lies there.
+def factory_model(call: Call, said: Said, options: dict[str, Any]) -> Found:
+    """Return what "package.module:factory" makes, or a module or function that lies there.
 
     The current folder is looked in as well.  weights= is ours where the factory has no such parameter;
     classes= and size_px= are the factory's too where it has.
     """
-    where, _, inside = call.name.partition(":")
-    target: Any
-    try:
-        target = reduce(getattr, inside.split("."), _imported(where, said.name))
-    except AttributeError:
-        raise UserError(
-            f"{said.name}: the module {where} has no {inside!r}; name what makes the model"
-        ) from None
-    is_made = isinstance(target, nn.Module) or not callable(target)
-    takes = {} if is_made else _parameters(target)
+    target = _target(call)
+    takes = _parameters(target)
     weights = options.pop("weights", None) if "weights" not in takes else None
-    if is_made:
+    key = _key(options, weights, said) if "key" not in takes else None
+    if is_made := _is_made(target):
         if options:
             raise UserError(f"{said.name}: it is made already, and takes no {next(iter(options))!r}")
         made = target
     else:
-        shared = {k: call.get(k) for k in ("classes", "size_px") if k in takes and call.get(k) is not None}
+        shared = {k: call.get(k) for k in SHARED if k in takes and call.get(k) is not None}
         _check_options(target, {**options, **shared}, said.name)
         with _foreign(said.name):
             made = target(**options, **shared)
-    if isinstance(made, Classifier):
-        return made
-    if not isinstance(made, nn.Module):
+    if not (callable(made) or isinstance(made, torch.export.ExportedProgram)):
         raise UserError(
             f"{said.name}: expected an nn.Module, got a {type(made).__name__}; name what makes one"
         )
-    if said.size_px is None:
+    size_px = said.size_px or _default_size(takes)
+    if size_px is None and not isinstance(made, Classifier):
         raise UserError(f"{said.name}: say the side of the images that it takes: size_px=32")
+    notes = _notes_on_options(call, takes)
     if weights is not None:
+        if not isinstance(made, nn.Module):
+            raise UserError(f"{said.name}: weights= go into an nn.Module, got a {type(made).__name__}")
         hint = f"is it of {said.name}, with these options?"
-        load_weights_(made, read_weights(Path(str(weights))), Path(str(weights)), hint=hint)
-    return Found(made, None, said.size_px)
+        notes += fill_(made, Path(str(weights)), key=key, hint=hint)
+    modules = (call.name.partition(":")[0], getattr(target, "__module__", None) or "")
+    return Found(made, None, size_px or 0, notes=notes, modules=modules, is_ours=not is_made)
+
+
+def _target(call: Call) -> Any:
+    """Return what a call of a module's names: a factory, or what is made already."""
+    where, _, inside = call.name.partition(":")
+    try:
+        return reduce(getattr, inside.split("."), _imported(where, call.name))
+    except AttributeError:
+        raise UserError(
+            f"{call.name}: the module {where} has no {inside!r}; name what makes the model"
+        ) from None
+
+
+def _is_made(target: Any) -> bool:
+    kinds = (nn.Module, Classifier, torch.export.ExportedProgram)
+    return isinstance(target, kinds) or not callable(target)
+
+
+def _own_options(call: Call) -> frozenset[str]:
+    """Return those of our options that a factory takes itself."""
+    return frozenset(_parameters(_target(call)).keys() & set(OURS))
+
+
+def _default_size(takes: Mapping[str, inspect.Parameter]) -> int | None:
+    """Return the size that a factory's images have where nobody says it."""
+    default = takes["size_px"].default if "size_px" in takes else None
+    return default if isinstance(default, int) and not isinstance(default, bool) else None
+
+
+def _notes_on_options(call: Call, takes: Mapping[str, inspect.Parameter]) -> tuple[str, ...]:
+    """Return lines on options that are ours and a factory's as well, or might be."""
+    given = [key for key, _ in call.arguments if key in OURS]
+    theirs = [f"{key}=" for key in given if key in takes and key not in SHARED]
+    both = [f"{key}=" for key in given if key in takes and key in SHARED]
+    rest = [f"{key}=" for key in given if key not in takes]
+    inside, notes = call.name.partition(":")[2], list(_hidden(call))
+    if theirs:
+        notes.append(f"{' and '.join(theirs)} goes to {inside}, which takes it, and says nothing to us")
+    if both:
+        notes.append(f"{inside} takes {' and '.join(both)} too, and is told")
+    if rest and any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values()):
+        notes.append(f"{inside} takes options of any name; {' and '.join(rest)} is ours, and it is not told")
+    return tuple(notes)
+
+
+def _hidden(call: Call) -> Iterator[str]:
+    """Yield a line where Python finds another module of that name before the one in the current folder."""
+    top = call.name.partition(":")[0].partition(".")[0]
+    file, mine = getattr(sys.modules[top], "__file__", None), Path.cwd() / f"{top}.py"
+    if file and mine.is_file() and Path(file).resolve() != mine.resolve():
+        yield f"{top} is {file}, which Python finds before the one in this folder"
 
 
 def _imported(name: str, shown: str) -> ModuleType:
@@ -436,10 +457,13 @@ def _imported(name: str, shown: str) -> ModuleType:
             ) from None
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, Any]:
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    """Return what a factory takes by name; nothing of what is made already."""
+    if _is_made(target):
+        return {}
     try:
         return inspect.signature(target).parameters
-    except ValueError:  # not every builtin has a signature
+    except (ValueError, TypeError):  # not every builtin has a signature
         return {}
 
 
@@ -449,4 +473,7 @@ def _check_options(target: Callable[..., Any], options: Mapping[str, Any], name:
     try:
         inspect.Signature(list(takes.values())).bind(**options)
     except TypeError as error:
-        raise UserError(f"{name}: {error}; it takes {', '.join(takes) or 'nothing'}") from None
+        hint = ""
+        if "missing a required" in str(error):
+            hint = "; a function of images itself is returned by a factory: def make(): return predict"
+        raise UserError(f"{name}: {error}; it takes {', '.join(takes) or 'nothing'}{hint}") from None

@@ -1,4 +1,4 @@
-"""Checkpoints: manifest to verified file to strict load. The only reader and writer of weights."""
+"""Our checkpoints: manifest to verified file to strict load, and the import of those of MGNet's authors."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import copy
 import hashlib
 import io
 import json
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustglimpse.files import write_file
-from robustglimpse.models import ModelRow, find_file, how_to_get, model_row
-from robustglimpse.models.backbones import Backbone, default_gradient_scale, fold_batch_norm_
+from robustglimpse.models import DEFAULT_DATASET, ModelRow, find_file, how_to_get, model_row
+from robustglimpse.models.backbones import Backbone, default_gradient_scale, family, fold_batch_norm_
+from robustglimpse.models.checkpoints import Contents, read_contents, read_safetensors
+from robustglimpse.models.fitting import find_places, find_weights, load_weights_, read_state, shapes
+from robustglimpse.models.kinds import shown
 from robustglimpse.models.mgnet import Architecture, Glance, GradientPath, MGNet
+from robustglimpse.models.naming import WELL_KNOWN, read_naming
 from robustglimpse.models.packed import PackedBackbone
 from robustglimpse.models.surrogates import surrogates
+from robustglimpse.notes import tell
 from robustglimpse.records import Channels, Classifier, UserError
 from robustglimpse.registry import parse_fraction
 
 FORMAT = "robustglimpse-1"
-PREFIX = "model."
-STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")  # where a checkpoint may keep its weights
+HEAD = "global_fc.fc.weight"  # [K, features]: by it one of the authors' files is known
+TRAINING_HEAD = "glimpse_fc."  # the glimpse classifier, which serves training only
+# What no network has: each more is another pass over the images, or memory of that side.
+MOST_GLIMPSES, MOST_PX, MOST_CLASSES = 100, 8192, 1_000_000
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
@@ -152,43 +156,33 @@ def _read_network(path: Path, *, expected: str | None = None) -> tuple[MGNet, Ca
             f"{path}: no such checkpoint; give a .safetensors file or a name (robustglimpse list models)"
         )
     state, card, sha256 = read_checkpoint(path, expected=expected)
-    network = MGNet(card.architecture)
+    network = bare_network(card.architecture)
     load_strictly(network, state, path)
     return network, card, sha256
 
 
+def bare_network(architecture: Architecture) -> MGNet:
+    """Return a network on the meta device, where nothing is drawn for the weights that are still to come."""
+    with torch.device("meta"):
+        return MGNet(architecture).float()
+
+
 def load_strictly(network: MGNet, state: Mapping[str, Tensor], path: Path) -> None:
     """Put the weights into one of our networks; see load_weights_."""
-    architecture = network.architecture
-    hint = f"has it {architecture.classes} classes, and is the backbone really {architecture.backbone}?"
-    load_weights_(network, state, path, hint=hint)
+    load_weights_(network, state, path, hint=_hint(network.architecture))
 
 
-def load_weights_(module: nn.Module, state: Mapping[str, Tensor], path: Path, *, hint: str) -> None:
-    """Put the weights into the module; name the first that is missing, left over or of another shape.
-
-    hint: what to look at where they do not fit.
-    """
-    expected = module.state_dict()
-    for what, names in (
-        ("lacks", [n for n in expected if n not in state]),
-        ("has an unexpected", [n for n in state if n not in expected]),
-    ):
-        if names:
-            raise UserError(f"{path}: {what} {names[0]!r} ({len(names)} in all); {hint}")
-    for name, tensor in expected.items():
-        if tensor.shape != state[name].shape:
-            raise UserError(
-                f"{path}: {name!r} is {list(state[name].shape)}, expected {list(tensor.shape)}; {hint}"
-            )
-    module.load_state_dict(state, strict=True)
+def _hint(architecture: Architecture) -> str:
+    return f"has it {architecture.classes} classes, and is the backbone really {architecture.backbone}?"
 
 
 def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: str = "cpu") -> Classifier:
     """Return a copy of the network as a Classifier: frozen as by `frozen`, normalising inside."""
     network = frozen(network, device)
-    mean = torch.tensor(card.mean, device=device)[:, None, None]
-    std = torch.tensor(card.std, device=device)[:, None, None]
+    mean, std = (
+        torch.tensor(channels, device=device, dtype=torch.float32)[:, None, None]
+        for channels in (card.mean, card.std)
+    )
 
     def prepared(x: Tensor) -> Tensor:
         return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -217,7 +211,14 @@ def classifier(network: MGNet, card: Card, *, name: str, sha256: str, device: st
             "device": device,
         },
         glances=lambda x: _answers(network.glances(prepared(x))),
+        is_named=_are_names(card),
     )
+
+
+def _are_names(card: Card) -> bool:
+    """Return whether a card's classes are names: an import without any numbers them."""
+    numbers = tuple(str(k) for k in range(len(card.classes)))
+    return card.classes != numbers or bool(card.recipe) or card.dataset == DEFAULT_DATASET
 
 
 def _answers(glances: Generator[Glance, Tensor | None, None]) -> Generator[Tensor, Tensor | None, None]:
@@ -252,89 +253,81 @@ def import_checkpoint(
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
     dataset: str = "",
+    classes: Sequence[str] | None = None,
 ) -> str:
     """Write one of the authors' Lightning checkpoints as safetensors to out; return its SHA-256.
 
     The number of classes is read from the file; its weights stay f32.  The glimpse classifier is left
-    out: it only serves training.  A file that needs code to be unpickled is refused, never run.
-    Raises UserError where the file or the weights do not fit what was asked.
+    out: it only serves training.  No code in the file is run: what is no tensor is passed over.
+    classes: their names in the order of the logits; None numbers them.
+    Raises UserError where the file, the weights or the names do not fit what was asked.
     """
     gradient_scale = default_gradient_scale(backbone) if gradient_scale is None else gradient_scale
     if glimpses < 1 or parse_fraction(downsample, what="downsample") < 1:
         raise UserError(f"glimpses and downsample must be at least 1, got {glimpses} and {downsample}")
     if min(std) <= 0:
         raise UserError(f"std must be above 0, got {std}")
-    weights = _read_lightning(path)
-    state = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in weights.items()
-        if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}glimpse_fc.")
-    }
-    if "global_fc.fc.weight" not in state:
-        raise UserError(
-            f"{path}: expected MGNet weights named {PREFIX}backbone.*, {PREFIX}global_fc.fc.* and so on, "
-            f"got {', '.join(sorted(weights)[:3]) or 'none'}"
-        )
-    classes = len(state["global_fc.fc.weight"])
-    architecture = Architecture(backbone, glimpses, downsample, classes, gradient_scale)
-    load_strictly(MGNet(architecture), state, path)
-    names = tuple(str(k) for k in range(classes))
-    return save_checkpoint(out, state, Card(architecture, names, size_px, mean, std, dataset), half=False)
-
-
-def _read_lightning(path: Path) -> dict[str, Tensor]:
-    """Return a checkpoint's state_dict, read without running any code in it."""
-    content = _read_torch_file(path)
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if state is None or not _is_state(state):
-        raise UserError(f"{path}: expected a Lightning checkpoint with a 'state_dict' of tensors")
-    return dict(state)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a .safetensors file, or in one of torch's own, without running code in it.
-
-    It may lie one level down ("state_dict", "model", ...); the prefixes that wrappers leave are taken off.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of weights; give a .safetensors, or a .pth of a state dict")
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)[0]
-    else:
-        content = _read_torch_file(path)
-        inside = [content[key] for key in STATE_KEYS if key in content] if isinstance(content, dict) else []
-        state = next((s for s in [*inside, content] if _is_state(s)), {})
-    if not state:
-        raise UserError(
-            f"{path}: expected a state dict of tensors; save one: torch.save(model.state_dict(), FILE)"
-        )
-    for prefix in ("_orig_mod.", "module."):  # of torch.compile and of DataParallel
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state)
-
-
-def _is_state(content: Any) -> bool:
-    return isinstance(content, dict) and all(isinstance(tensor, Tensor) for tensor in content.values())
-
-
-def _read_torch_file(path: Path) -> Any:
-    """Return what torch.save wrote, read without running any code in it."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
+    contents = read_contents(path)
+    count = _count_classes(contents, path)
+    if classes is not None and len(classes) != count:
         raise UserError(
-            f"{path}: refused, reading it would run code inside it ({named[1] if named else 'a pickle'}); "
-            "save its state_dict alone: torch.save({'state_dict': model.state_dict()}, FILE)"
+            f"{path}: the network in it has {count} classes, {len(classes)} names were given; give as many"
+        )
+    architecture = Architecture(backbone, glimpses, downsample, count, gradient_scale)
+    names = tuple(str(k) for k in range(count)) if classes is None else tuple(classes)
+    card = Card(architecture, names, size_px, mean, std, dataset)
+    wrong = _wrong_in_card(card)
+    if wrong:
+        raise UserError(f"{path}: {wrong}")
+    expected, hint = shapes(bare_network(architecture), path), _hint(architecture)
+    fit, notes = find_weights(
+        contents, expected, path, key=None, hint=hint, optional=(TRAINING_HEAD,), may_lie_beside=True
+    )
+    state = read_state(fit, path)
+    load_strictly(bare_network(architecture), state, path)
+    for note in notes:
+        tell(note)
+    return save_checkpoint(out, state, card, half=False)
+
+
+def read_class_names(text: str) -> tuple[str, ...]:
+    """Return the names that `--classes` says: of a well-known set, or of a file with a name a line.
+
+    Raises UserError where the file cannot be read, or a line is empty or stands twice.
+    """
+    if text in WELL_KNOWN:
+        return read_naming(text, "--classes").names or ()
+    path = Path(text).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise UserError(
+            f"--classes must be {', '.join(WELL_KNOWN)} or a file with a name a line, got {text!r} ({reason})"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    names = [line.strip() for line in lines]
+    if not names or "" in names:
+        where = f"line {names.index('') + 1} is empty" if names else "it is empty"
+        raise UserError(f"{path}: expected a class name a line, and {where}")
+    return read_naming(names, str(path)).names or ()
+
+
+def _count_classes(contents: Contents, path: Path) -> int:
+    """Return the number of classes of the MGNet in a file. Raises UserError where there is none."""
+    places = find_places(contents)
+    if not places and not (isinstance(contents.content, dict) and contents.content.get("state_dict") == {}):
+        raise UserError(f"{path}: expected a Lightning checkpoint with a 'state_dict' of tensors")
+    for place in places:
+        for name, tensor in place.tensors.items():
+            if name.endswith(HEAD) and len(tensor.shape) == 2:
+                return int(tensor.shape[0])
+    names = sorted(name for place in places for name in place.tensors)
+    raise UserError(
+        f"{path}: expected MGNet weights named model.backbone.*, model.global_fc.* and so on, "
+        f"got {', '.join(names[:3]) or 'none'}"
+    )
 
 
 def read_checkpoint(path: Path, *, expected: str | None = None) -> tuple[dict[str, Tensor], Card, str]:
@@ -350,7 +343,7 @@ def read_checkpoint(path: Path, *, expected: str | None = None) -> tuple[dict[st
         raise UserError(
             f"{path}: expected sha256 {expected}, got {found}; the file was changed, fetch or train it again"
         )
-    state, metadata = _read_safetensors(path)
+    state, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path}: no robustglimpse card inside; import the authors' .ckpt with `robustglimpse "
@@ -360,28 +353,71 @@ def read_checkpoint(path: Path, *, expected: str | None = None) -> tuple[dict[st
     return weights, _card(metadata.get("card", ""), path), found
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of any safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as stream:
-            state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a dict
-            return state, stream.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-
-
 def _card(text: str, path: Path) -> Card:
-    """Return the card that a checkpoint's metadata spells."""
+    """Return the card that a checkpoint's metadata spells. Raises UserError where a value cannot be."""
     try:
-        card = json.loads(text)
-        tuples = {key: tuple(card[key]) for key in ("classes", "mean", "std", "accuracy")}
-        return Card(**{**card, **tuples, "architecture": Architecture(**card["architecture"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: its card cannot be read ({error}); train or import it again with this version"
-        ) from None
+        found = json.loads(text)
+        lists = {key: found[key] for key in ("classes", "mean", "std", "accuracy")}
+        if not all(isinstance(value, list) for value in lists.values()):
+            raise TypeError("classes, mean, std and accuracy must be lists")
+        tuples = {key: tuple(value) for key, value in lists.items()}
+        card = Card(**{**found, **tuples, "architecture": Architecture(**found["architecture"])})
+        wrong = _wrong_in_card(card)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        wrong = shown(f"cannot be read: {error or type(error).__name__}")
+    if wrong:
+        raise UserError(f"{path}: its card is wrong ({wrong}); train or import it again with this version")
+    return card
+
+
+def _wrong_in_card(card: Card) -> str:
+    """Return what a card says that no network can be, "" where all can."""
+    made = card.architecture
+    checks: tuple[tuple[str, Any, Callable[[Any], bool], str], ...] = (
+        ("backbone", made.backbone, _is_text, "a name"),
+        ("glimpses", made.glimpses, _whole(MOST_GLIMPSES), f"from 1 to {MOST_GLIMPSES}"),
+        ("downsample", made.downsample, _is_fraction, "like '2' or '7/3'"),
+        ("classes", made.classes, _whole(MOST_CLASSES), f"from 1 to {MOST_CLASSES}"),
+        ("gradient_scale", made.gradient_scale, _is_number, "a number"),
+        ("size_px", card.size_px, _whole(MOST_PX), f"from 1 to {MOST_PX}"),
+        ("classes", card.classes, lambda v: all(map(_is_text, v)), "names"),
+        ("mean", card.mean, lambda v: len(v) == 3 and all(map(_is_number, v)), "three numbers"),
+        ("std", card.std, lambda v: len(v) == 3 and all(_is_number(n) and n > 0 for n in v), "three above 0"),
+        ("dataset", card.dataset, _is_text, "a name"),
+        ("recipe", card.recipe, _is_text, "a name"),
+        ("accuracy", card.accuracy, lambda v: all(_is_number(n) and 0 <= n <= 1 for n in v), "fractions"),
+    )
+    for what, value, is_right, expected in checks:
+        if not is_right(value):
+            return f"{what} must be {expected}, got {shown(repr(value))}"
+    try:
+        family(made.backbone)
+    except UserError as error:
+        return str(error)
+    if parse_fraction(made.downsample, what="downsample") < 1 or made.glimpse_px(card.size_px) < 1:
+        return f"downsample must be from 1 to the size, {card.size_px}, got {shown(made.downsample)}"
+    if len(card.classes) != made.classes or len(set(card.classes)) < made.classes:
+        return f"expected {made.classes} class names that differ, got {len(set(card.classes))}"
+    if len(card.accuracy) not in (0, made.glimpses):
+        return f"expected an accuracy for each of {made.glimpses} exits, got {len(card.accuracy)}"
+    return ""
+
+
+def _whole(most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and 1 <= value <= most
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e9 < value < 1e9
+
+
+def _is_fraction(value: Any) -> bool:
+    """Return whether this spells a number that is not long to work out, as 1e999999999 is."""
+    return isinstance(value, str) and re.fullmatch(r"\d{1,4}(\.\d{1,6})?(/[1-9]\d{0,3})?", value) is not None
 
 
 def hash_file(path: Path) -> str:

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from robustglimpse.data import from_loader, from_tensors
-from robustglimpse.data.folders import CIFAR10_CLASSES
-from robustglimpse.models import load_model, sources
-from robustglimpse.models.options import imagenet_wnids
+from robustglimpse.data.cifar import CIFAR10_CLASSES
+from robustglimpse.models import load_model
+from robustglimpse.models.contents import contents
+from robustglimpse.models.naming import imagenet_wnids
+from robustglimpse.models.own_code import own_modules
 from robustglimpse.models.preflight import PREPARATIONS
 from robustglimpse.models.sources import importable_robustbench, wrap
 from robustglimpse.records import UserError
@@ -123,7 +125,7 @@ SIGN = {}
         hashes.append(load_model(f"{name}:Signed(size_px=8)").sha256)
     assert hashes[0] == hashes[1] != hashes[2]
     installed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
-    assert not sources._own_files(installed)
+    assert not own_modules(contents(installed).modules)
 
 
 @pytest.mark.parametrize("victim", [0, -1])
@@ -593,6 +595,221 @@ def test_a_call_is_benched_under_its_short_name(mine: str, greys: Tensor, tmp_pa
     message = refusal(lambda: bench(Bench(models=(text, other), data=data), tmp_path / "run"))
     assert "two models are called" in message
     assert "name='...'" in message
+
+
+# Options that are ours and a factory's as well
+
+CLASHING = """
+import torch
+from torch import nn
+
+
+class Sum(nn.Module):
+    def __init__(self, sign=1.0, classes=3):
+        super().__init__()
+        self.sign, self.classes = sign, classes
+
+    def forward(self, x):
+        means = (self.sign * x.mean((1, 2, 3)))[:, None]
+        return means * torch.arange(1.0, self.classes + 1)
+
+
+def shadowed(name="good", mean=0.0, std=1.0, data=None, output=None, random=None, channels_last=None):
+    told = [name != "good", mean != 0, std != 1, data, output, random, channels_last]
+    return Sum(-1.0 if any(told) else 1.0)
+
+
+def anything(**options):
+    return Sum(-1.0 if options else 1.0)
+
+
+def counted(classes="three", size_px=8):
+    return Sum(classes={"three": 3, "four": 4}.get(classes, classes))
+
+
+def weighed(weights="none"):
+    return Sum(2.0 if weights == "heavy.pth" else 1.0)
+
+
+def predict(x):
+    return x.mean((2, 3))
+
+
+def function():
+    return predict
+
+
+def switching():
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    return Sum()
+
+
+def leaving():
+    raise SystemExit(2)
+
+
+def seeded():
+    import random
+
+    import numpy
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    net[1].weight.data.mul_(numpy.random.rand() + random.random())
+    return net
+
+
+def scripted():
+    return torch.jit.script(Sum())
+
+
+def judged():
+    from robustglimpse import wrap
+
+    return wrap(Sum(), name="own", size_px=8)
+
+
+ready = judged()
+made = predict
+exported = torch.export.export(Sum().eval(), (torch.rand(2, 3, 8, 8),))
+"""
+
+
+@pytest.fixture
+def clashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module whose factories take options of our names."""
+    name = f"clashing_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(CLASHING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return name
+
+
+X = torch.full((2, 3, 8, 8), 0.5)
+PLAIN = [[0.5, 1.0, 1.5]] * 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "name='bad'", "mean=0.5", "std=2", "data='mine'", "output='logits'", "random=True",
+        "channels_last=True",
+    ],
+)  # fmt: skip
+def test_options_that_a_factory_has_are_its_own_and_that_is_told(clashing: str, option: str) -> None:
+    plain = load_model(f"{clashing}:shadowed(size_px=8)")
+    assert plain(X).tolist() == PLAIN
+    model = load_model(f"{clashing}:shadowed({option}, size_px=8)")
+    assert model(X).tolist() == [[-each for each in row] for row in PLAIN]
+    key, value = option.split("=")
+    assert model.name == f"{clashing}:shadowed({key}={value})", "it is part of what the model is called"
+    assert any(f"{key}= goes to shadowed, which takes it" in note for note in model.meta["notes"])
+    assert model.normalisation == ((0.0,) * 3, (1.0,) * 3)
+    assert (model.meta["dataset"], model.meta["is_random"]) == ("", False)
+    assert model.sha256 != plain.sha256
+
+
+def test_a_factory_of_any_options_is_not_told_ours_and_that_is_told(clashing: str) -> None:
+    model = load_model(f"{clashing}:anything(name='mine', mean=0.25, size_px=8)")
+    assert model.name == "mine"
+    assert model(X).tolist() == [[0.25, 0.5, 0.75]] * 2, "normalised by us"
+    assert "takes options of any name; mean= and name= and size_px= is ours" in model.meta["notes"][0]
+    assert load_model(f"{clashing}:anything(other=1, size_px=8)")(X).tolist() != PLAIN
+
+
+def test_classes_and_size_are_told_to_a_factory_and_to_us(clashing: str) -> None:
+    model = load_model(f"{clashing}:counted(classes=5, size_px=16)")
+    assert (len(model.classes), model.is_named, model.size_px) == (5, False, 16)
+    assert any("counted takes classes= and size_px= too, and is told" in n for n in model.meta["notes"])
+    assert load_model(f"{clashing}:counted").size_px == 8, "the factory's own size"
+    own = load_model(f"{clashing}:counted(classes='four')")
+    assert (own.classes, own.is_named) == (tuple("0123"), False), "a word that only the factory knows"
+
+
+def test_weights_are_a_factorys_own_where_it_takes_them(clashing: str) -> None:
+    model = load_model(f"{clashing}:weighed(weights='heavy.pth', size_px=8)")
+    assert model(X).tolist() == [[2 * each for each in row] for row in PLAIN]
+    assert model.sha256 != load_model(f"{clashing}:weighed(weights='light.pth', size_px=8)").sha256
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", ["function", "made", "scripted", "exported"])
+def test_a_factory_may_return_any_function_of_images(clashing: str, what: str) -> None:
+    text = f"{clashing}:{what}(size_px=8)"
+    if what == "made":  # a function that lies there is taken for a factory
+        assert "def make(): return predict" in refusal(lambda: load_model(text))
+        return
+    model = load_model(text)
+    assert model(X).tolist() == ([[0.5] * 3] * 2 if what == "function" else PLAIN)
+
+
+def test_what_a_factory_switches_off_is_on_again(clashing: str, tmp_path: Path) -> None:
+    model = load_model(f"{clashing}:switching(size_px=8)")
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() is torch.float32
+    data = from_tensors(torch.rand(4, 3, 8, 8).mul(255).round() / 255, [2, 2, 2, 2], name="d")
+    rows = bench(Bench(models=(model,), data=data, steps=(1,)), tmp_path / "o")
+    assert (rows["status"] == "ok").all()
+
+
+def test_a_factory_that_draws_from_any_library_makes_the_same_model_again(clashing: str) -> None:
+    before = np.random.get_state()[1].tolist()
+    hashes = {load_model(f"{clashing}:seeded(size_px=8)").sha256 for _ in range(2)}
+    assert len(hashes) == 1
+    assert np.random.get_state()[1].tolist() == before
+
+
+def test_a_factory_that_ends_python_is_refused_in_one_line(clashing: str, tmp_path: Path) -> None:
+    message = refusal(lambda: load_model(f"{clashing}:leaving(size_px=8)"))
+    assert "it ends Python (it failed in" in message
+    (tmp_path / f"{clashing}_b.py").write_text(
+        "import argparse\nargparse.ArgumentParser().parse_args(['--lr', '1'])\n"
+    )
+    assert "__name__ == '__main__'" in refusal(lambda: load_model(f"{clashing}_b:make(size_px=8)"))
+
+
+def test_a_module_that_another_of_its_name_hides_is_told(
+    clashing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    for folder in (first, tmp_path):
+        (folder / f"{clashing}_c.py").write_text(CLASHING)
+    monkeypatch.syspath_prepend(first)
+    model = load_model(f"{clashing}_c:shadowed(size_px=8)")
+    assert "which Python finds before the one in this folder" in model.meta["notes"][0]
+
+
+def test_a_factorys_own_classifier_says_all_itself(clashing: str) -> None:
+    model = load_model(f"{clashing}:judged(name='mine', mean=0.5, data='cifar10', size_px=16)")
+    assert (model.name, model.meta["dataset"], model.size_px) == ("mine", "cifar10", 8)
+    assert model(X).tolist() == PLAIN
+    assert "mine: it is a Classifier already; mean= and size_px= say nothing more" in model.meta["notes"][-1]
+    assert load_model(f"{clashing}:ready").name == f"{clashing}:ready"
+
+
+def test_a_call_reads_names_sizes_and_orders_as_wrap_does(clashing: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    named = load_model(f"{clashing}:anything(size_px=8, classes='names.txt')")
+    assert (named.classes, named.is_named) == (("a", "b", "c"), True)
+    ordered = load_model(f"{clashing}:anything(size_px=[8, 16], classes='sorted')")
+    assert (ordered.meta["order"], ordered.is_named, ordered.classes) == ("sorted", False, tuple("012"))
+    assert (ordered.size_px, ordered.meta["input_px"]) == (16, (8, 16))
+    grey = load_model(f"{clashing}:anything(size_px=8, mean=0.5, std=0.5)")
+    assert grey.normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert "divide it by 255" in refusal(lambda: load_model(f"{clashing}:anything(size_px=8, mean=128)"))
+
+
+def test_a_files_thousand_logits_are_said_to_be_imagenets(tmp_path: Path) -> None:
+    network = resnet18()
+    path = write(network, tmp_path / "mine.pth", "plain")
+    text = f"torchvision:resnet18(weights='{path}', size_px=32"
+    taken = load_model(f"{text})")
+    assert any("1000 logits are taken for ImageNet's classes" in note for note in taken.meta["notes"])
+    assert taken.is_named
+    said = load_model(f"{text}, classes=1000)")
+    assert not any("taken for ImageNet" in note for note in said.meta["notes"])
+    assert (said.is_named, said.classes[:2]) == (False, ("0", "1"))
 
 
 # Libraries that may be missing, and are tested where they are not

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
-from robustglimpse import cost, recipes
+from robustglimpse import cli, cost, recipes
 from robustglimpse import models as table
 from robustglimpse.data import load_data
 from robustglimpse.models import ModelRow, bundled, load_model, models, zoo
 from robustglimpse.models.mgnet import Architecture, MGNet
+from robustglimpse.models.naming import imagenet_wnids
 from robustglimpse.records import UserError
 from robustglimpse.train import load_recipe
 
@@ -141,6 +146,92 @@ def test_the_bomb_is_live(tmp_path: Path) -> None:
     assert marker.exists()
 
 
+def test_a_file_as_lightning_1_0_8_writes_it_is_imported(
+    references: dict[str, Reference],
+    authors_state: State,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its callbacks are keyed by class, its hyperparameters an AttributeDict; a metric lies beside."""
+    case, names = references["r18_mg_64"], ("ModelCheckpoint", "AttributeDict")
+    old = ModuleType("pytorch_lightning_1_0_8")
+    for name in names:
+        setattr(old, name, type(name, (dict,), {"__module__": old.__name__}))
+    content = {
+        "epoch": 399, "global_step": 156_400, "pytorch-lightning_version": "1.0.8",
+        "callbacks": {old.ModelCheckpoint: {"best_model_score": torch.tensor(0.8), "best_model_path": ""}},
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []}],
+        "lr_schedulers": [{"last_epoch": 400, "_last_lr": [0.1]}], "hparams_name": "hparams",
+        "state_dict": {**authors_state, "train_acc.correct": torch.tensor(3)},
+        "hyper_parameters": old.AttributeDict(arch="resnet18", milestones=[200, 300], gpus=None),
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, old.__name__, old)
+        torch.save(content, tmp_path / "epoch=399.ckpt")
+    model = load_model(str(imported(tmp_path / "epoch=399.ckpt")))
+    torch.testing.assert_close(model.exits(case.images), case.arrays["logits"], atol=1e-4, rtol=0)
+    told = capsys.readouterr().err
+    assert "left out, as no weights of the model: 'train_acc.correct'" in told
+    assert "was not built: pytorch_lightning_1_0_8." in told
+
+
+@pytest.mark.parametrize("prefix", ["model._orig_mod.", "module.model.", ""])
+def test_wrappers_around_the_authors_network_are_taken_off(
+    references: dict[str, Reference], tmp_path: Path, prefix: str
+) -> None:
+    case = references["r18_mg_64"]
+    state = {f"{prefix}{name}": tensor for name, tensor in case.weights.items()}
+    state[f"{prefix}glimpse_fc.fc.weight"] = torch.ones(200, 512)
+    model = load_model(str(imported(lightning(tmp_path / "a.ckpt", state))))
+    torch.testing.assert_close(model.logits(case.images), case.arrays["logits"][-1], atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def of_hundred(authors_state: State, tmp_path: Path) -> Path:
+    """A checkpoint of 100 classes."""
+    cut = {n: t[:100] if n.startswith("model.global_fc") else t for n, t in authors_state.items()}
+    return lightning(tmp_path / "hundred.ckpt", cut)
+
+
+def test_classes_of_an_import_are_named_as_they_are_said_to_be(of_hundred: Path, tmp_path: Path) -> None:
+    plain = load_model(str(imported(of_hundred)))
+    assert plain.classes == tuple(map(str, range(100)))
+    assert not plain.is_named, "numbers that nobody gave"
+    first = load_model(str(imported(of_hundred, classes=zoo.read_class_names("imagenet100"))))
+    assert first.classes == imagenet_wnids()[:100]
+    assert first.is_named
+    names = [f"class {k}" for k in range(100)]
+    (tmp_path / "names").write_text("\ufeff" + "\n".join(names) + "\n\n")
+    own = load_model(str(imported(of_hundred, classes=zoo.read_class_names(str(tmp_path / "names")))))
+    assert own.classes == tuple(names)
+    assert zoo.read_class_names("imagenet") == imagenet_wnids()
+
+
+def test_names_that_do_not_fit_are_refused(of_hundred: Path, tmp_path: Path) -> None:
+    def read(text: str | bytes) -> tuple[str, ...]:
+        path = tmp_path / "names.txt"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return zoo.read_class_names(str(path))
+
+    message = refusal(lambda: imported(of_hundred, classes=zoo.read_class_names("imagenet")))
+    assert "the network in it has 100 classes, 1000 names were given" in message
+    assert "'b' twice" in refusal(lambda: read("a\nb\nb\n"))
+    assert "line 2 is empty" in refusal(lambda: read("a\n\nb\n"))
+    assert "it is empty" in refusal(lambda: read("\n"))
+    assert "it is no UTF-8 text" in refusal(lambda: read("é".encode("latin-1")))
+    assert "imagenet100 or a file" in refusal(lambda: zoo.read_class_names("imagenet1000"))
+    assert not of_hundred.with_suffix(".safetensors").exists()
+
+
+def test_the_command_takes_names(of_hundred: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.safetensors"
+    arguments = f"import-checkpoint {of_hundred} --backbone resnet18 --glimpses 4 --downsample 7/3"
+    arguments += f" --classes imagenet100 --out {out}"
+    done = CliRunner().invoke(cli.app, arguments.split(), catch_exceptions=False)
+    assert done.exit_code == 0
+    assert load_model(out).classes == imagenet_wnids()[:100]
+
+
 def without_loc(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if name != LOC}
 
@@ -164,10 +255,14 @@ def without_loc(state: State) -> State:
         (dict, {"downsample": "1/2"}, ["glimpses and downsample must be at least 1"]),
         (dict, {"downsample": "two"}, ["downsample must be a number", "'two'"]),
         (dict, {"std": (0.2, 0.0, 0.2)}, ["std must be above 0"]),
+        (dict, {"glimpses": 1_000_000}, ["glimpses must be from 1 to 100, got 1000000"]),
+        (dict, {"downsample": "65"}, ["downsample must be from 1 to the size, 64, got 65"]),
+        (dict, {"size_px": 0}, ["size_px must be from 1 to"]),
     ],
     ids=[
         "wrong-backbone", "unknown-backbone", "missing-key", "extra-key", "wrong-shape", "other-network",
-        "no-weights", "no-tensors", "no-glimpses", "upsampling", "no-number", "no-std",
+        "no-weights", "no-tensors", "no-glimpses", "upsampling", "no-number", "no-std", "too-many-glimpses",
+        "too-small-glimpses", "no-size",
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_by_name(
@@ -274,6 +369,133 @@ def test_safetensors_of_another_project_are_sent_to_the_importer(tmp_path: Path)
 
 def test_an_unknown_model_is_refused_with_where_to_look() -> None:
     assert "robustglimpse list models" in refusal(lambda: load_model("mgnet-r19"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet18", "unknown model 'resnet18'; did you mean torchvision:resnet18?"),
+        ("ResNet50", "did you mean torchvision:resnet50?"),
+        ("resnt18", "did you mean torchvision:resnet18?"),
+        ("vit_b_16(weights=None)", "did you mean torchvision:vit_b_16(weights=None)?"),
+        ("mgnet-r81", "did you mean 'mgnet-r18'?"),
+        ("mine.models.make(width=2)", "is called mine.models:make"),
+        ("", "robustglimpse list models"),
+    ],
+)
+def test_a_name_without_its_source_teaches_the_call(name: str, words: str) -> None:
+    assert words in refusal(lambda: load_model(name))
+
+
+def test_weights_alone_teach_the_call_that_names_their_network(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save({"a": torch.ones(2)}, path)
+    call = f"--model \"torchvision:resnet18(weights='{path}')\""
+    message = f"{path} holds weights without an architecture: name it: {call}"
+    assert refusal(lambda: load_model(str(path))) == message
+    assert "import-checkpoint" in refusal(lambda: load_model(path.rename(tmp_path / "mine.ckpt")))
+    assert "no such file of weights" in refusal(lambda: load_model(path))
+    assert "torchvision:resnet18(weights=" in refusal(lambda: load_model(path))
+    path.write_text("<!DOCTYPE html>")
+    assert "an HTML or XML page" in refusal(lambda: load_model(path))
+    assert "is a folder; give the file of weights in it: mine.ckpt" in refusal(lambda: load_model(tmp_path))
+    pointer = tmp_path / "mine.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "a Git LFS pointer" in refusal(lambda: load_model(pointer))
+    module = torch.nn.Linear(1, 1)
+    assert "robustglimpse.wrap(module" in refusal(lambda: load_model(module))  # type: ignore[arg-type]
+
+
+def test_loading_leaves_the_random_state_and_the_caller_as_they_were(row: ModelRow) -> None:
+    path, x = table.WEIGHTS / row.file, torch.rand(2, 3, 32, 32)
+    expected = load_model(path).logits(x)
+    state = torch.random.get_rng_state()
+    with torch.inference_mode(), torch.device("meta"):
+        model = load_model(path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(model.logits(x), expected)
+    (gradient,) = torch.autograd.grad(model.logits(x.requires_grad_()).sum(), x)
+    assert gradient.abs().sum() > 0
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = load_model(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(model.logits(x.detach()), expected)
+
+
+def changed(card: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Return a card with other values; those of the architecture have "made_" before their names."""
+    made = {k.removeprefix("made_"): v for k, v in values.items() if k.startswith("made_")}
+    rest = {k: v for k, v in values.items() if not k.startswith("made_")}
+    return {**card, **rest, "architecture": {**card["architecture"], **made}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"made_glimpses": 1_000_000}, "glimpses must be from 1 to 100, got 1000000"),
+        ({"made_glimpses": "two"}, "glimpses must be from 1 to 100, got 'two'"),
+        ({"made_glimpses": True}, "glimpses must be from 1 to 100, got True"),
+        ({"made_glimpses": 2.0}, "got 2.0"),
+        ({"made_backbone": "resnet81"}, "unknown backbone 'resnet81'"),
+        ({"made_backbone": 18}, "backbone must be a name, got 18"),
+        ({"made_downsample": "1e999999999"}, "downsample must be like '2' or '7/3', got '1e999999999'"),
+        ({"made_downsample": "1/0"}, "downsample must be like"),
+        ({"made_downsample": "1/2"}, "downsample must be from 1"),
+        ({"made_downsample": 2}, "downsample must be like"),
+        ({"made_classes": -3}, "classes must be from 1"),
+        ({"made_classes": 4}, "expected 4 class names that differ, got 3"),
+        ({"made_gradient_scale": None}, "gradient_scale must be a number, got None"),
+        ({"made_gradient_scale": float("nan")}, "gradient_scale must be a number, got nan"),
+        ({"made_other": 1}, "unexpected keyword argument 'other'"),
+        ({"size_px": 10**9}, "size_px must be from 1 to 8192, got 1000000000"),
+        ({"size_px": "32"}, "size_px must be from 1 to 8192, got '32'"),
+        ({"size_px": 10**400}, "size_px must be from 1 to 8192"),
+        ({"classes": ["a", "b", "b"]}, "expected 3 class names that differ, got 2"),
+        ({"classes": ["a", "b", 3]}, "classes must be names"),
+        ({"classes": ["a", "b", ["c"]]}, "classes must be names"),
+        ({"classes": "abc"}, "must be lists"),
+        ({"mean": [0.5, 0.5]}, "mean must be three numbers"),
+        ({"mean": [0.5, 0.5, 10**400]}, "mean must be three numbers"),
+        ({"std": [0.5, 0.5, 0]}, "std must be three above 0"),
+        ({"std": 0.5}, "must be lists"),
+        ({"dataset": None}, "dataset must be a name"),
+        ({"recipe": ["x"]}, "recipe must be a name"),
+        ({"accuracy": [0.1, 1.5]}, "accuracy must be fractions"),
+        ({"accuracy": [0.1]}, "an accuracy for each of 2 exits, got 1"),
+        ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_card_that_no_network_can_have_is_refused(
+    stored: tuple[Path, ModelRow], tmp_path: Path, values: dict[str, Any], words: str
+) -> None:
+    whole = (stored[0] / stored[1].file).read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    card = changed(json.loads(header["__metadata__"]["card"]), **values)
+    message = refused_card(whole[8 + size :], header, json.dumps(card), tmp_path / "a.safetensors")
+    assert words in message, message
+
+
+def refused_card(tensors: bytes, header: dict[str, Any], card: str, path: Path) -> str:
+    """Return why a file with that card is refused."""
+    header = {**header, "__metadata__": {**header["__metadata__"], "card": card}}
+    written = json.dumps(header).encode()
+    path.write_bytes(len(written).to_bytes(8, "little") + written + tensors)
+    message = refusal(lambda: load_model(path))
+    assert message.startswith(f"{path}: its card is wrong (")
+    return message
+
+
+@pytest.mark.parametrize(
+    "card", ["", "[]", "3", "null", '"abc"', "{}", "[" * 100_000, '{"classes": []}', "nan"]
+)  # fmt: skip
+def test_a_card_that_is_none_is_refused(stored: tuple[Path, ModelRow], tmp_path: Path, card: str) -> None:
+    whole = (stored[0] / stored[1].file).read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    assert "cannot be read" in refused_card(whole[8 + size :], header, card, tmp_path / "a.safetensors")
 
 
 @pytest.fixture
