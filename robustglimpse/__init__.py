@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from robustglimpse.frames import outcomes
     from robustglimpse.models import load_model
     from robustglimpse.models.exits import exit_early
-    from robustglimpse.models.sources import wrap
+    from robustglimpse.models.wrapped import wrap
     from robustglimpse.records import Classifier, Threat, UserError
     from robustglimpse.rng import KeyedDraws, LegacyDraws
     from robustglimpse.runner import Bench, bench
@@ -42,7 +43,7 @@ _WHERE = {
     "read_results": "robustglimpse.store",
     "study_exits": "robustglimpse.exits",
     "sweep_corruptions": "robustglimpse.sweep",
-    "wrap": "robustglimpse.models.sources",
+    "wrap": "robustglimpse.models.wrapped",
 }
 __all__ = [
     "Bench", "Classifier", "ExitStudy", "KeyedDraws", "LegacyDraws", "Sweep", "Threat", "UserError",
@@ -53,8 +54,18 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used, so that importing the package loads no torch."""
-    if name not in _WHERE:
-        raise AttributeError(f"module 'robustglimpse' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "frames":
+        return import_module("robustglimpse.frames")
+    if name not in _WHERE:
+        # With a name and an object, Python tells the nearest name of dir().
+        raise AttributeError(
+            f"module 'robustglimpse' has no attribute {name!r}", name=name, obj=sys.modules[__name__]
+        )
     return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not, for dir() and for those who complete names with Tab."""
+    return sorted({*__all__, "frames", *(name for name in globals() if name.startswith("__"))})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
@@ -77,14 +77,29 @@ def _literal(node: ast.expr) -> Any:
         return [_literal(part) for part in node.elts]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         top, bottom = ast.literal_eval(node.left), ast.literal_eval(node.right)
-        return float(top) / float(bottom)
-    return ast.literal_eval(node)
+        if not all(type(part) in (int, float) for part in (top, bottom)):
+            raise ValueError("a fraction of what is no number")
+        return _finite(float(top) / float(bottom))
+    return _finite(ast.literal_eval(node))
+
+
+def _finite(value: Any) -> Any:
+    """Return the value. Raises ValueError for a number that is none: 1e999."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
 
 
 def parse_fraction(text: str, *, what: str) -> float:
-    """Return the number that text spells, such as "4/255" or "0.03". Raises UserError naming what."""
+    """Return the number that text spells, such as "4/255", "0.5/255" or "0.03". Raises UserError naming what.
+
+    A fraction is what Python makes of the two numbers.
+    """
     try:
-        return float(Fraction(text.strip()))
+        parts = [float(part) for part in text.split("/")]
+        if len(parts) > 2 or not all(map(math.isfinite, parts)):
+            raise ValueError("neither a number nor a fraction of two")
+        return float(_finite(parts[0] / parts[1])) if len(parts) == 2 else parts[0]
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(
             f"{what} must be a number such as 4/255 or 0.0157, got {text!r}; give it in [0,1] pixel units"

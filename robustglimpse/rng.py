@@ -5,12 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from robustglimpse.arguments import seed as whole_seed
+from robustglimpse.arguments import several, whole
+from robustglimpse.records import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +51,7 @@ class Draws(Protocol):
 class KeyedDraws:
     """Random arrays for a batch of samples, one numpy Philox stream per (seed, stream, label, index).
 
-    seed: the run's seed.  index: i64 [B], each sample's place in its data set.
+    seed: the run's seed, below 2**32.  index: i64 [B], each sample's place in its data set.
     stream: tells one use of the seed from another, such as two restarts.
     The same sample draws the same bits in any batch, order, shard or resume, on any device, because
     a stream is named and never advanced: asking twice for a label gives the same numbers twice.
@@ -56,6 +60,11 @@ class KeyedDraws:
     seed: int
     index: Tensor
     stream: str = ""
+
+    def __post_init__(self) -> None:
+        """Take lists, arrays and ranges as well. Raises UserError for what is no seed or no place."""
+        object.__setattr__(self, "seed", whole_seed(self.seed))
+        object.__setattr__(self, "index", _places(self.index))
 
     def __getitem__(self, keep: Tensor) -> KeyedDraws:
         """Return the draws of the samples that keep (bool [B] or i64) selects."""
@@ -124,6 +133,24 @@ class KeyedDraws:
         ]
 
 
+def _places(index: Any) -> Tensor:
+    """Return i64 [B] of places in a data set. Raises UserError for what is none."""
+    import torch
+
+    if isinstance(index, np.ndarray) and np.issubdtype(index.dtype, np.integer):
+        index = torch.from_numpy(index.astype(np.int64))
+    elif not isinstance(index, torch.Tensor):
+        index = torch.tensor(several(index, "index", partial(whole, what="index")), dtype=torch.int64)
+    is_whole = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool)
+    if not is_whole or index.ndim != 1 or (len(index) and int(index.min()) < 0):
+        raise UserError(
+            f"index must be i64 [B] of places from 0 up, got {str(index.dtype).removeprefix('torch.')} "
+            f"{list(index.shape)}; for example torch.arange(16)"
+        )
+    places: Tensor = index
+    return places
+
+
 @lru_cache(maxsize=32)
 def _alias_tables(rates: bytes, most: int) -> tuple[int, Array, Array]:
     """Return (log2 of the columns, thresholds u32 [R*columns], counts i64 [R*columns*2]) of Poisson laws.
@@ -167,8 +194,8 @@ class LegacyDraws:
     only moves on, so arrays come in the order in which they are asked for, and in f64.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = tuple(int(seed) for seed in seeds)
+    def __init__(self, seeds: Sequence[int] | int) -> None:
+        self.seeds = several(seeds, "seeds", partial(whole_seed, what="seeds"))
         self._streams = [np.random.RandomState(seed) for seed in self.seeds]
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ TABLE = {"pgd": Line("pathlib:Path"), "fgsm": Line("robustglimpse.no_such_module
         ("pgd(eps=4/255)", Call("pgd", (("eps", 4 / 255),))),
         ("pgd(b=-1/2, a=[1, 2])", Call("pgd", (("a", [1, 2]), ("b", -0.5)))),
         ("pgd(a=[1/4, [1, 1/2]], b=(3,))", Call("pgd", (("a", [0.25, [1, 0.5]]), ("b", [3])))),
+        ("pgd(step_size=0.5/255, eps=1e-2)", Call("pgd", (("eps", 0.01), ("step_size", 0.5 / 255)))),
         ("pgd(random_start=False)", Call("pgd", (("random_start", False),))),
         ("torchattacks:PGD(steps=10)", Call("torchattacks:PGD", (("steps", 10),))),
         ("imagefolder:/some/where.d", Call("imagefolder:/some/where.d")),
@@ -53,7 +54,8 @@ def test_a_call_has_one_spelling_that_parses_back() -> None:
     [
         "pgd(", "pgd(steps=40", "pgd(40)", "pgd(*[1])", "pgd(**{'steps': 1})", "pgd(steps=n)",
         "pgd(eps=4/0)", "pgd(eps=[1]/2)", "pgd(eps=1j/2)", "pgd(eps={[]: 1})", "pgd(steps=1, steps=2)",
-        "pgd(steps=40)(eps=1)", "pgd(steps=40).run(eps=1)",
+        "pgd(steps=40)(eps=1)", "pgd(steps=40).run(eps=1)", "pgd(eps=1e999)", "pgd(eps=-1e999)",
+        "pgd(eps=[1e999])", "pgd(eps=1e308/1e-308)", "pgd(eps=True/255)", "pgd(eps='4'/255)",
     ],
 )  # fmt: skip
 def test_what_is_no_literal_call_is_refused_in_one_line(text: str) -> None:
@@ -71,13 +73,19 @@ def test_code_inside_a_call_is_never_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, value", [("4/255", 4 / 255), (" 0.5 ", 0.5), ("1e-3", 1e-3), ("0", 0.0), ("-1/2", -0.5)]
-)
+    "text, value",
+    [
+        ("4/255", 4 / 255), (" 0.5 ", 0.5), ("1e-3", 1e-3), ("0", 0.0), ("-1/2", -0.5), ("4 / 255", 4 / 255),
+        ("0.5/255", 0.5 / 255), ("1.5/255", 1.5 / 255), ("0.1/255", 0.1 / 255), ("8/255.", 8 / 255),
+    ],
+)  # fmt: skip
 def test_fractions_parse(text: str, value: float) -> None:
     assert parse_fraction(text, what="eps") == value
 
 
-@pytest.mark.parametrize("text", ["4/0", "four", "", "nan", "inf", "4/255/2", "1e400"])
+@pytest.mark.parametrize(
+    "text", ["4/0", "four", "", "nan", "inf", "4/255/2", "1e400", "4/inf", "/", "1e308/1e-308"]
+)
 def test_what_is_no_finite_number_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match="eps must be a number"):
         parse_fraction(text, what="eps")
@@ -98,7 +106,7 @@ def test_a_wild_miss_suggests_nothing_and_shows_the_names() -> None:
 
 def test_an_unknown_data_set_points_at_a_command_that_exists() -> None:
     with pytest.raises(UserError, match=r"did you mean 'cifar10'\? \(list them: robustglimpse list data\)"):
-        load_data("cifar100")
+        load_data("cifar-10")
 
 
 def test_a_row_is_loaded_only_when_resolved() -> None:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import log
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from robustglimpse import arguments
+from robustglimpse.notes import tell
 from robustglimpse.records import UserError
 from robustglimpse.registry import find, resolve
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from robustglimpse.rng import Draws
 
+ImagesT = TypeVar("ImagesT")
 Family = Literal["noise", "blur", "weather", "digital"]
 FAMILIES: tuple[Family, ...] = ("noise", "blur", "weather", "digital")
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -87,51 +89,80 @@ def preset_for(height: int, width: int) -> int:
 
 
 def corrupt(
-    images: Tensor,
+    images: ImagesT,
     corruption: str,
     severity: int,
     *,
-    draws: Draws,
+    draws: Draws | int = 0,
     preset: int | None = None,
     store: str = "exact",
-    frost_dir: Path | None = None,
-) -> Tensor:
-    """Return images u8 [B,3,H,W] under a corruption of a severity from 1 to 5, on their device.
+    frost_dir: str | PathLike[str] | None = None,
+) -> ImagesT:
+    """Return images under a corruption of a severity from 1 to 5, in the form in which they came.
 
+    images: a tensor u8 [B,3,H,W], whose device does the work; or another form that layouts.as_batch knows:
+        arrays, channels last, one image, Pillow's images.
     draws: KeyedDraws(seed, index), so that an image is corrupted alike in any batch, order or shard; or
-        LegacyDraws(seeds), which replays numpy's global stream as the reference used it.
+        LegacyDraws(seeds), which replays numpy's global stream as the reference used it.  A seed alone is for
+        images that are the first of their set.
     preset: whose constants to take, 32, 64 or 224; by default preset_for the size.
     store: "jpeg85" puts the result through the JPEG (quality 85, 4:2:0) that the published sets were
         saved in.
     frost_dir: the folder of the frost textures; without one those of an installed imagecorruptions are
         taken, and without that our own (always ours with weather.PROCEDURAL).
-    Raises UserError for an unknown corruption, severity, preset or store, or images that are not
-    u8 [B,3,H,W] of at least a pixel.
+    Raises UserError for an unknown corruption, severity, preset or store, or other images.
     """
-    import torch
+    from robustglimpse.corruptions.layouts import as_batch
 
+    corruption = arguments.text(corruption, "corruption", example="'fog'")
     row = find(CORRUPTIONS, corruption, kind="corruption", listing="corruptions")
+    severity = arguments.whole(severity, "severity")
+    preset = None if preset is None else arguments.whole(preset, "preset")
     check_choices(severity=severity, preset=preset, store=store)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise UserError(
-            f"images must be u8 [B,3,H,W], got {str(images.dtype).removeprefix('torch.')} "
-            f"{list(images.shape)}; repeat the channel of a grey image three times"
-        )
-    if len(draws) != len(images):
-        raise UserError(f"draws are for {len(draws)} images, got {len(images)}; give one index per image")
-    if not len(images):
-        return images.clone()
-    options = {"frost_dir": frost_dir} if corruption == "frost" else {}
-    chosen = preset or preset_for(*images.shape[2:])
-    pixels = images.permute(0, 2, 3, 1).contiguous()
-    result: Tensor = resolve(row)(
-        pixels, severity, chosen, draws.named(f"{corruption} {severity}"), **options
-    )
+    batch, back = as_batch(images)
+    draws = _draws_for(len(batch), draws)
+    if not len(batch):
+        empty: ImagesT = back(batch.clone())
+        return empty
+    options = {}
+    if corruption == "frost" and frost_dir is not None:
+        options["frost_dir"] = arguments.path(frost_dir, "frost_dir")
+    chosen = preset or preset_for(*batch.shape[2:])
+    pixels = batch.permute(0, 2, 3, 1).contiguous()
+    result = resolve(row)(pixels, severity, chosen, draws.named(f"{corruption} {severity}"), **options)
     if store == "jpeg85":
         from robustglimpse.corruptions.digital import through_jpeg
 
         result = through_jpeg(result, 85)
-    return result.permute(0, 3, 1, 2)
+    corrupted: ImagesT = back(result.permute(0, 3, 1, 2))
+    return corrupted
+
+
+def _draws_for(count: int, draws: Draws | int) -> Draws:
+    """Return the draws for so many images, made of a seed where that is given."""
+    import numpy as np
+    import torch
+
+    from robustglimpse.rng import KeyedDraws
+
+    if isinstance(draws, int | np.integer):
+        seed = arguments.seed(draws, "draws")
+        _tell_of_places()
+        return KeyedDraws(seed, torch.arange(count))
+    if not hasattr(draws, "named"):
+        got = arguments.shown(draws)
+        raise UserError(f"draws must be KeyedDraws(seed, index), LegacyDraws(seeds) or a seed, got {got}")
+    if len(draws) != count:
+        raise UserError(f"draws are for {len(draws)} images, got {count}; give one index per image")
+    return draws
+
+
+@cache  # once, however many batches come
+def _tell_of_places() -> None:
+    tell(
+        "corrupt: of a seed alone, images are taken for the first of their set; for batches further on give "
+        "draws=KeyedDraws(seed, index)"
+    )
 
 
 def check_choices(
