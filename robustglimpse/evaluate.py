@@ -26,6 +26,7 @@ from robustglimpse.attacks import (
 from robustglimpse.attacks.geometry import ROUNDING, ball, distance
 from robustglimpse.attacks.gradient import Iterates
 from robustglimpse.attacks.loss import margin
+from robustglimpse.models.surrogates import surrogate_of
 from robustglimpse.records import PROTOCOLS, Batch, Channels, Classifier, Protocol, Threat, UserError
 from robustglimpse.registry import Call, find, parse_call
 from robustglimpse.rng import KeyedDraws
@@ -137,9 +138,11 @@ def steps_of(value: Any) -> tuple[int, ...]:
     return tuple(sorted(set(values)))
 
 
-def judge_clean(classifier: Classifier, batch: Batch, *, device: str, all_exits: bool) -> Columns:
-    """Return the outcome columns of a batch that nobody perturbs."""
-    with _own_draws(classifier, "clean", batch):
+def judge_clean(
+    classifier: Classifier, batch: Batch, *, device: str, all_exits: bool, key: str = ""
+) -> Columns:
+    """Return the outcome columns of a batch that nobody perturbs.  key: see own_draws."""
+    with own_draws(classifier, batch, key):
         return _Trial(classifier, batch, (), device, all_exits).columns()
 
 
@@ -175,12 +178,14 @@ def attack(
     plan: Plan,
     *,
     device: str,
+    key: str = "",
     at_once: int | None = None,
     before: Columns | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Columns:
     """Return the outcome columns of a batch under attack.
 
+    key: see own_draws.
     on_step: told after each step how many are done.
     at_once: the most images in a pass where an attack goes several ways side by side; None for a batch.
     before: the columns that an attack before this one left; it is judged together with it.
@@ -188,7 +193,7 @@ def attack(
     when an attack leaves its ball: that is a bug in it, never a result.
     """
     last_at = plan.steps if plan.keeps_last else ()
-    with _own_draws(classifier, str(plan), batch):
+    with own_draws(classifier, batch, key):
         trial = _Trial(classifier, batch, last_at, device, plan.all_exits, at_once, before)
         trial.on_step = on_step
         if plan.radii:
@@ -199,14 +204,18 @@ def attack(
 
 
 @contextmanager
-def _own_draws(classifier: Classifier, what: str, batch: Batch) -> Iterator[None]:
-    """Let a model that answers at random draw alike whenever it is asked the same: a run can then resume."""
+def own_draws(classifier: Classifier, batch: Batch, key: str) -> Iterator[None]:
+    """Let a model that answers at random draw alike whenever it is asked the same: a run can then resume.
+
+    key: of the cell, with the part of its attack where it has some: all that decides the draws beside the
+    samples.
+    """
     if not classifier.meta.get("is_random"):
         yield
         return
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(crc32(f"{what} {batch.index.tolist()}".encode()))
+        torch.manual_seed(crc32(f"{key} {batch.index.tolist()}".encode()))
         yield
 
 
@@ -240,7 +249,10 @@ def in_turns(plan: Plan, count: int, batch_size: int, run: Callable[[Turn], Colu
             some = rows[start : start + batch_size]
             before = {name: column[:, some].reshape(-1) for name, column in whole.items()} if k else None
             done = (k + (start + len(some)) / len(rows)) / len(parts)
-            for name, column in run(Turn(k, part, some, before, done)).items():
+            columns = run(Turn(k, part, some, before, done))
+            if whole and columns.keys() != whole.keys():
+                raise ValueError(f"{part.attack}: a batch has other columns than those before it")
+            for name, column in columns.items():
                 table = column.reshape(-1, len(some))
                 whole.setdefault(name, np.empty((len(table), count), column.dtype))[:, some] = table
             standing[some] = (whole["first_success_step"][:, some] == -1).any(0)
@@ -248,14 +260,16 @@ def in_turns(plan: Plan, count: int, batch_size: int, run: Callable[[Turn], Colu
     return {name: column.reshape(-1) for name, column in whole.items()}
 
 
-def attack_images(classifier: Classifier, batch: Batch, plan: Plan, *, device: str) -> tuple[Columns, Tensor]:
+def attack_images(
+    classifier: Classifier, batch: Batch, plan: Plan, *, device: str, key: str = ""
+) -> tuple[Columns, Tensor]:
     """Return attack's columns of the last exit, and the images that they tell of, f32 [B,3,H,W].
 
     The image behind the protocol's headline verdict: the one that fooled a sample, else the newest; where
     the last iterate is judged, that.  A sample that was wrong before keeps its image.
     """
     plan = replace(plan, all_exits=False)
-    with _own_draws(classifier, str(plan), batch):
+    with own_draws(classifier, batch, key):
         trial = _Trial(classifier, batch, plan.steps if plan.keeps_last else (), device, False)
         trial.kept = trial.x.clone()
         trial.run_all(plan)
@@ -398,7 +412,7 @@ class _Trial:
                 continue
             for restart in range(min(plan.restarts, part.restarts)):
                 for surrogate in plan.protocol.surrogates:
-                    watched = Watched(self.classifier.surrogates[surrogate])
+                    watched = Watched(surrogate_of(self.classifier, surrogate))
                     self.run(part, watched, f"{stream}restart {restart} {surrogate}")
                     part = replace(part, keeps_last=False)  # noqa: PLW2901 - the last iterate is the first run's
 

@@ -5,12 +5,17 @@ Each function takes frames and returns one; reading is read_results' and outcome
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from robustglimpse.arguments import paths as paths_of
+from robustglimpse.arguments import shown
+from robustglimpse.baseline import is_baseline
 from robustglimpse.records import UserError
 from robustglimpse.report import table2
 from robustglimpse.report.tables import clean_of, headline, lines_of
@@ -21,7 +26,7 @@ from robustglimpse.store import Outcome, read_outcomes
 CONDITION = [
     "data",
     "split",
-    "data_sha256",
+    "images_sha256",
     "perturb",
     "eps_text",
     "norm",
@@ -36,13 +41,14 @@ CONDITION = [
 def outcomes(*paths: str | Path) -> pd.DataFrame:
     """Return one row per cell, exit, verdict, step count and sample of results directories or baselines.
 
-    Columns: run, model, weights_sha256, those of CONDITION, exit, index (the sample's place in its data
-    set), is_correct.
+    paths: directories, globs of them ("runs/*"), or lists of either.
+    Columns: run, model, weights_sha256, data_sha256, those of CONDITION, exit, index (the sample's place in
+    its data set), is_correct.
     """
     frames = [
         _samples(outcome, str(path), exit_number, judge, steps, is_correct)
-        for path in paths
-        for outcome in read_outcomes(Path(path))
+        for path in _runs(paths)
+        for outcome in read_outcomes(path)
         for exit_number, judge, steps, is_correct in (
             (c.exit, c.judge, c.steps, c.is_correct) for c in outcome.curves
         )
@@ -50,6 +56,22 @@ def outcomes(*paths: str | Path) -> pd.DataFrame:
     if not frames:
         raise UserError(f"{', '.join(map(str, paths))}: no finished cell there yet; run the command again")
     return pd.concat(frames, ignore_index=True)
+
+
+def _runs(given: tuple[str | Path, ...]) -> Iterator[Path]:
+    """Yield the directories that paths or globs name; of a glob those that hold outcomes."""
+    for pattern in paths_of(given, "paths", example="outcomes('runs/*')"):
+        names = sorted(glob(str(pattern))) if has_magic(str(pattern)) else []  # noqa: PTH207 - may be absolute
+        found = [path for path in map(Path, names) if (path / "cells").is_dir() or is_baseline(path)]
+        yield from found or [pattern]
+
+
+def _check_frame(frame: Any, made_by: str, column: str) -> None:
+    """Raise UserError for what is no frame of that function, which has such a column."""
+    if not isinstance(frame, pd.DataFrame) or column not in frame:
+        raise UserError(
+            f"expected a frame of {made_by}, got {shown(frame)}; for example {made_by}('runs/mine')"
+        )
 
 
 def _samples(
@@ -63,6 +85,7 @@ def _samples(
         "data": cell["data"],
         "split": cell["split"],
         "data_sha256": outcome.provenance.data_sha256,
+        "images_sha256": outcome.provenance.images_sha256 or outcome.provenance.data_sha256,
         "perturb": cell["perturb"],
         "eps_text": outcome.eps_text,
         "norm": cell["threat"]["norm"],
@@ -82,6 +105,7 @@ def steps_curve(results: pd.DataFrame) -> pd.DataFrame:
     The verdict is each protocol's own, at the last exit: the lines of Figure 4.  Every cell has a row of its
     own; what else tells them apart is in attack: "pgd(loss='dlr')", "pgd, seed 1, runs/a".
     """
+    _check_frame(results, "read_results", "accuracy")
     rows = headline(results)
     lines = lines_of(rows, along="steps", beside=["eps_text"])
     lines = lines.assign(attack=lines["attack"] + lines["apart"])
@@ -113,6 +137,7 @@ def corruption_errors(results: pd.DataFrame, baseline: pd.DataFrame | None = Non
 
 
 def _check_once(results: pd.DataFrame) -> None:
+    _check_frame(results, "read_results", "accuracy")
     cells = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
     twice = cells[cells.duplicated(["model", "exit", "corruption", "severity"])]
     if len(twice):
@@ -132,6 +157,7 @@ def paired_difference(samples: pd.DataFrame, before: str, after: str) -> pd.Data
     Raises UserError where a model is missing, where several runs of one contradict each other, or where the
     two share no images under any condition.
     """
+    _check_frame(samples, "outcomes", "is_correct")
     sides = []
     for model in (before, after):
         rows = samples[samples["model"] == model]

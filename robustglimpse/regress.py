@@ -46,6 +46,7 @@ from robustglimpse.stats import (
     unseen,
 )
 from robustglimpse.store import Curve, Outcome, Row, read_failures, read_outcomes, write_baseline
+from robustglimpse.texts import safe
 
 # What the command exits with, by verdict; the first that occurs counts.
 EXIT_CODES: dict[int, tuple[Verdict, ...]] = {
@@ -299,6 +300,9 @@ def _subject(outcome: Outcome) -> Subject:
 def _match(before: Outcome, after: Outcome) -> bool:
     """Return whether two cells of one description saw the same samples and were judged alike."""
     judged = [{(curve.judge, curve.steps) for curve in outcome.curves} for outcome in (before, after)]
+    exits = [{curve.exit for curve in outcome.curves} for outcome in (before, after)]
+    if before.provenance.weights_sha256 == after.provenance.weights_sha256 and exits[0] != exits[1]:
+        return False  # of another network they may be others
     same_data = before.provenance.data_sha256 == after.provenance.data_sha256
     return same_data and judged[0] == judged[1] and np.array_equal(before.index, after.index)
 
@@ -338,7 +342,7 @@ def _other_data(before: Outcome, after: Outcome) -> str:
     ours, theirs = (outcome.provenance.data_sha256[:8] for outcome in (before, after))
     if ours != theirs:
         return f"other images: data {ours} in the baseline, {theirs} now"
-    return "other samples, verdicts or step counts than the baseline holds"
+    return "other samples, exits, verdicts or step counts than the baseline holds"
 
 
 def _slot(outcome: Outcome) -> tuple[Any, ...]:
@@ -411,7 +415,12 @@ def _judge(pairs: Sequence[_Pair], policy: Policy) -> list[Finding]:
         if pair.is_same_model:
             findings += _same_weights(pair, policy, rising.get(id(pair), ""))
             continue
-        for before, after in _shared(pair, policy.exits):
+        shared = _shared(pair, policy.exits)
+        if not shared:
+            note = "other exits than the baseline holds"
+            was = _headline(pair.before)
+            findings.append(Finding(pair.label, pair.subject, "not-comparable", before=was, note=note))
+        for before, after in shared:
             finding = _counted(pair, before, after, policy)
             if id(pair) in rising:
                 note = rising[id(pair)]
@@ -801,7 +810,7 @@ def update(
         "changes": changes,
     }
     write_baseline(baseline, {**kept, **new}, entry)
-    return [f"{c['cell']}: {_percent(c['was'])} -> {_percent(c['now'])}" for c in changes]
+    return [safe(f"{c['cell']}: {_percent(c['was'])} -> {_percent(c['now'])}", "terminal") for c in changes]
 
 
 def _share(outcome: Outcome | None) -> float | None:
@@ -814,7 +823,7 @@ def _percent(share: Any) -> str:
 
 def _is_same(old: Outcome | None, new: Outcome | None) -> bool:
     """Return whether nothing changed in a cell: neither weights, nor data, nor any outcome."""
-    if old is None or new is None or old.provenance != new.provenance:
+    if old is None or new is None or old.provenance.made_from != new.provenance.made_from:
         return False
     pairs = zip(old.curves, new.curves, strict=False)
     return len(old.curves) == len(new.curves) and all(

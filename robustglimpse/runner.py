@@ -5,13 +5,13 @@ A cell is clean, attacked, or corrupted; `bench` plans the first two, sweep.py t
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,13 @@ import torch
 
 import robustglimpse
 from robustglimpse import cost, evaluate
+from robustglimpse.arguments import device_here
 from robustglimpse.attacks import ATTACKS, adapted_defaults, canonical
 from robustglimpse.corruptions import corrupt
-from robustglimpse.data import DATASETS, Dataset, load_data
-from robustglimpse.models import is_from_outside, load_model
-from robustglimpse.models.preflight import PROBES, check_model, right_if_prepared
+from robustglimpse.data import Dataset
+from robustglimpse.models.preflight import better_preparation
+from robustglimpse.notes import LOG, tell
+from robustglimpse.pairs import data_name, load_pairs
 from robustglimpse.progress import Progress, progress
 from robustglimpse.records import (
     PROTOCOLS,
@@ -37,16 +39,20 @@ from robustglimpse.records import (
     UserError,
 )
 from robustglimpse.registry import Call, find, fraction_text, options_text, parse_call, parse_fraction
+from robustglimpse.request import check_asked, understood
 from robustglimpse.rng import KeyedDraws
 from robustglimpse.stats import wilson
-from robustglimpse.store import Columns, Provenance, Row, Store, is_correct
+from robustglimpse.store import Columns, Provenance, Row, Store, is_correct, tells_of
+from robustglimpse.surroundings import own_surroundings
 
 CLEAN = "clean"
 EPS_PARTS = 8  # of a sweep over eps that names the largest alone
-CHANCE_BATCH = 64  # images on which another preparation is tried
+ASKED_AGAIN = 64  # images on which other preparations are tried
+UNSEEN = "are its weights trained, its images prepared as in training, its classes in this order?"
 LOST = 0.1  # the share of gradients that may be lost on what stands without a word
 
 
+@understood
 @dataclass(frozen=True)
 class Bench:
     """What `robustglimpse bench` is asked for; every field is also a flag.
@@ -79,6 +85,7 @@ class Bench:
     seed: int = 0
     device: str = "auto"
     all_exits: bool = False
+    classes_of_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ def call_name(cell: Cell) -> str:
     return cell.perturb.partition("(")[0]
 
 
+@own_surroundings()
 def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     """Run every cell that out does not hold yet; return the rows asked for, as in out/results.csv.
 
@@ -143,43 +151,45 @@ def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     before the first cell runs.  A cell that crashes becomes a row with its error and no accuracy, and
     the others go on.  Raises UserError for what cannot be asked.
     """
+    check_asked(asked, Bench, "bench(Bench(models='mgnet-r18'), 'runs/mine')")
     device = choose_device(asked.device)
     work = list(plan_work(asked, device))
     store = Store(out)
     store.add_run(run_info(asked, work, device, command))
-    failed = run_all([[w] for w in work], store, device, title="bench")
-    return store.results({w.cell.key for w in work}, failed)
+    run_all([[w] for w in work], store, device, title="bench")
+    return store.results({w.cell.key for w in work})
 
 
-def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, title: str) -> list[Row]:
-    """Run what store does not hold yet and write its results.csv; return the rows of cells that crashed.
+def run_all(groups: Sequence[Sequence[Work]], store: Store, device: str, *, title: str) -> None:
+    """Run what store does not hold yet and write its results.csv, crashed cells in it as holes.
 
     groups: cells that look at the same images; what is shown is made once for all of them.
     """
     todo = [[w for w in group if not store.is_done(w.cell, w.provenance)] for group in groups]
-    failed: list[Row] = []
     total = sum(len(group[0].dataset.labels) * len(group) for group in todo if group)
     with progress(max(total, 1), title) as report:
         done = 0
         for group in filter(None, todo):
             note = ", ".join(dict.fromkeys(w.note for w in group))
             try:
-                tell = partial(_tell, report, done, note)
+                at = partial(_tell, report, done, note)
                 first = group[0]
                 if first.plan is None or first.judge is not None:
-                    _run_group(group, store, device, tell)
+                    _run_group(group, store, device, at)
                 else:  # shown to nobody else: every attack makes its own images
-                    _run_attack(first, first.plan, store, device, tell)
+                    _run_attack(first, first.plan, store, device, at)
             except UserError:
                 raise
             except Exception as error:  # a crash is a hole in the table, never a survival
-                crashed = [w for w in group if not store.is_done(w.cell, w.provenance)]
-                failed += [_failed_row(w, device, error) for w in crashed]
-                print(f"{note}: {type(error).__name__}: {error}", file=sys.stderr)
+                for w in group:
+                    if not store.is_done(w.cell, w.provenance):
+                        store.fail(w.cell, _failed_row(w, device, error), traceback.format_exc())
+                where = f"its traceback: {store.root / 'failures'}, or --debug"
+                tell(f"{note}: {type(error).__name__}: {error} ({where})")
+                LOG.debug("%s", traceback.format_exc())
             done += len(group[0].dataset.labels) * len(group)
             report(done, note)  # an attack that leaves nobody standing skips the parts behind it
-    store.write_results(failed)
-    return failed
+    store.write_results()
 
 
 def choose_device(name: str) -> str:
@@ -187,15 +197,7 @@ def choose_device(name: str) -> str:
 
     On a GPU convolutions are told to keep f32: by default theirs have TF32's ten bits.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    else:
-        try:
-            torch.empty(0, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-            ) from None
+    name = device_here(name)
     if name.startswith("cuda"):
         torch.backends.cudnn.allow_tf32 = False
     return name
@@ -213,13 +215,13 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
             )
     evaluate.steps_of(asked.steps)
     calls = [with_defaults(parse_call(text), asked) for text in asked.attacks]
-    for name, classifier, dataset in load_pairs(asked, device):
-        provenance = Provenance(classifier.sha256, dataset.fingerprint)
+    for name, classifier, dataset, provenance in load_pairs(asked, device):
         data = data_name(asked, classifier)
         exits = "all" if asked.all_exits else "last"
         cell = Cell(
-            name, data, dataset.split, CLEAN, threat, "", 1, asked.limit, asked.batch_size, asked.seed, exits
-        )
+            name, data, dataset.split, CLEAN, threat, "", 1, asked.limit, asked.batch_size, asked.seed, exits,
+            asked.classes_of_data,
+        )  # fmt: skip
         clean = replace(cell, threat=Threat("linf", 0.0), seed=0)  # nothing is drawn, nothing is perturbed
         yield Work(clean, classifier, dataset, provenance)
         for call in calls:
@@ -265,94 +267,6 @@ def radii_of(asked: Bench) -> tuple[float, ...]:
     )
 
 
-class Source(Protocol):
-    """The parts of a request that say which models look at which images."""
-
-    @property
-    def models(self) -> tuple[str | Classifier, ...]: ...
-    @property
-    def data(self) -> str | Dataset | None: ...
-    @property
-    def split(self) -> str | None: ...
-    @property
-    def data_dir(self) -> Path | None: ...
-    @property
-    def size_px(self) -> int | None: ...
-    @property
-    def download(self) -> bool: ...
-    @property
-    def limit(self) -> int | None: ...
-    @property
-    def batch_size(self) -> int: ...
-
-
-def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Dataset]]:
-    """Yield every model's name, the model and its data, labels as it numbers them; each set is read once."""
-    check_counts(asked)
-    datasets: dict[tuple[str, int | None], Dataset] = {}
-    for name, classifier in each_model(asked.models, device):
-        if isinstance(asked.data, Dataset):
-            yield name, *checked(classifier, asked.data.first(asked.limit), device)
-            continue
-        data = data_name(asked, classifier)
-        size_px = asked.size_px or (classifier.size_px if has_sizes(data) else None)
-        if (data, size_px) not in datasets:
-            datasets[data, size_px] = load_data(
-                data, split=asked.split, data_dir=asked.data_dir, limit=asked.limit, size_px=size_px,
-                download=asked.download,
-            )  # fmt: skip
-        yield name, *checked(classifier, datasets[data, size_px], device)
-
-
-def checked(classifier: Classifier, dataset: Dataset, device: str) -> tuple[Classifier, Dataset]:
-    """Return the model, once it has answered the first images as a model should, and its data."""
-    dataset = match_classes(dataset, classifier)
-    images = next(dataset.batches(PROBES)).images
-    return check_model(classifier, images.to(device).float() / 255), dataset
-
-
-def check_counts(asked: Source) -> None:
-    """Raise UserError unless the batch size, limit and size are numbers from 1 up, where they are given."""
-    for what, value in (("batch size", asked.batch_size), ("limit", asked.limit), ("size", asked.size_px)):
-        if value is not None and value < 1:
-            raise UserError(f"{what} must be at least 1, got {value}")
-
-
-def has_sizes(data: str) -> bool:
-    """Return whether a data set is read at the size that a model asks for."""
-    row = DATASETS.get(data)
-    return data.startswith("imagefolder") or (row is not None and row.is_corrupted)
-
-
-def each_model(models: Sequence[str | Classifier], device: str) -> Iterator[tuple[str, Classifier]]:
-    """Yield every model once, with what it is called in the tables; its notes go to stderr.
-
-    Raises UserError where two have one name.
-    """
-    seen: set[str] = set()
-    for model in models:
-        if isinstance(model, str) and model in seen:
-            continue
-        classifier = load_model(model, device=device) if isinstance(model, str) else model
-        name = model if isinstance(model, str) and not is_from_outside(model) else classifier.name
-        if name in seen:
-            raise UserError(f"two models are called {name!r}; give them names of their own (name='...')")
-        seen |= {name, model} if isinstance(model, str) else {name}
-        for note in classifier.meta.get("notes", ()):
-            print(note, file=sys.stderr)
-        yield name, classifier
-
-
-def data_name(asked: Source, classifier: Classifier) -> str:
-    """Return the name of the data that a model is to be judged on. Raises UserError where there is none."""
-    if isinstance(asked.data, Dataset):
-        return asked.data.name
-    data = asked.data or classifier.meta["dataset"]
-    if not data:
-        raise UserError(f"{classifier.name} does not say what it was trained on; name a data set with --data")
-    return str(data)
-
-
 def with_defaults(call: Call, asked: Bench) -> Call:
     """Return the call by our names, with --steps and --step-size where the attack takes them and it has none.
 
@@ -379,42 +293,23 @@ def _positive(text: str, what: str) -> float:
     return value
 
 
-def match_classes(dataset: Dataset, classifier: Classifier) -> Dataset:
-    """Return the data set with its labels renumbered to the classifier's classes, matched by name.
-
-    A model that only numbers its classes takes a set of equally many, in order.  Raises UserError otherwise.
-    """
-    ours, theirs = classifier.classes, dataset.classes
-    if theirs == ours:
-        return dataset
-    numbered = ours == tuple(str(k) for k in range(len(ours)))
-    if numbered and len(ours) == len(theirs):
-        return replace(dataset, classes=ours)
-    missing = [name for name in theirs if name not in ours]
-    if missing or numbered:
-        raise UserError(
-            f"{classifier.name} has {len(ours)} classes, {dataset.name} has {len(theirs)}, "
-            f"among them {(missing or list(theirs))[0]!r} that the model lacks; "
-            "choose a model trained on this data"
-        )
-    place = np.array([ours.index(name) for name in theirs])
-    return replace(dataset, labels=place[dataset.labels], classes=ours)
-
-
 def _tell(report: Progress, before: int, note: str, finished: float, detail: str = "") -> None:
     report(before + finished, f"{note}{detail}")
 
 
-def _run_group(group: Sequence[Work], store: Store, device: str, tell: Callable[[float], None]) -> None:
+def _run_group(group: Sequence[Work], store: Store, device: str, at_image: Callable[[float], None]) -> None:
     """Run the cells' missing batches, then write outcomes and rows; tell how many images are done.
 
     All look at the same images, so each batch is made ready once.
     """
     parts = [store.parts(w.cell, w.provenance) for w in group]
     clean = [_clean_predictions(w, store) for w in group]
+    visited = []
     for batch in group[0].dataset.batches(group[0].cell.batch_size):
         at = 0, int(batch.index[0])
-        missing = [k for k, done in enumerate(parts) if at not in done]
+        visited.append(at)
+        index = batch.index.numpy()
+        missing = [k for k, w in enumerate(group) if not _is_kept(w, parts[k], at, index)]
         if missing:
             start = time.perf_counter()
             shown = _shown(group[0], batch, device)
@@ -425,14 +320,28 @@ def _run_group(group: Sequence[Work], store: Store, device: str, tell: Callable[
             seconds = time.perf_counter() - start + share
             store.save_part(group[k].cell, group[k].provenance, at, columns, seconds)
             parts[k][at] = columns, seconds
-        tell((at[1] + len(batch.labels)) * len(group))
+        at_image((at[1] + len(batch.labels)) * len(group))
     for w, done in zip(group, parts, strict=True):
-        batches = [done[at][0] for at in sorted(done)]
+        batches = [done[at][0] for at in visited]
         whole = {name: np.concatenate([columns[name] for columns in batches]) for name in batches[0]}
-        _finish(w, store, whole, sum(seconds for _, seconds in done.values()), device)
+        _finish(w, store, whole, sum(done[at][1] for at in visited), device)
 
 
-def _run_attack(w: Work, plan: evaluate.Plan, store: Store, device: str, tell: Callable[..., None]) -> None:
+def _is_kept(
+    w: Work, done: Mapping[tuple[int, int], tuple[Columns, float]], at: tuple[int, int], index: Any
+) -> bool:
+    """Return whether a batch is there from an earlier run, and of these samples, i64 [B]; tell where not."""
+    if at not in done:
+        return False
+    if tells_of(done[at][0], index):
+        return True
+    tell(f"{w.note}: a batch that was kept is not the one from sample {at[1]} on; it is made again")
+    return False
+
+
+def _run_attack(
+    w: Work, plan: evaluate.Plan, store: Store, device: str, at_image: Callable[..., None]
+) -> None:
     """Run what is missing of an attack's turns, then write outcomes and rows; tell how many images are done.
 
     Each part of an attack counts as its share of them, whoever it still has to try.
@@ -444,18 +353,18 @@ def _run_attack(w: Work, plan: evaluate.Plan, store: Store, device: str, tell: C
     def run(turn: evaluate.Turn) -> Columns:
         nonlocal seconds, share
         at = turn.part, int(turn.rows[0])
-        if at not in done:
+        if not _is_kept(w, done, at, turn.rows):
             start = time.perf_counter()
             columns = evaluate.attack(
                 w.classifier, w.dataset.batch(turn.rows), turn.plan, device=device,
-                at_once=w.cell.batch_size, before=turn.before,
-                on_step=lambda step: tell(total * share, f", {turn.plan.attack.name} step {step}"),
+                key=f"{w.cell.key} part {turn.part}", at_once=w.cell.batch_size, before=turn.before,
+                on_step=lambda step: at_image(total * share, f", {turn.plan.attack.name} step {step}"),
             )  # fmt: skip
             done[at] = columns, time.perf_counter() - start
             store.save_part(w.cell, w.provenance, at, *done[at])
         seconds += done[at][1]
         share = turn.done
-        tell(total * share)
+        at_image(total * share)
         return done[at][0]
 
     columns = evaluate.in_turns(plan, total, w.cell.batch_size, run)
@@ -468,12 +377,11 @@ def _finish(w: Work, store: Store, columns: Columns, seconds: float, device: str
     columns = {name: column[order] for name, column in columns.items()}
     store.finish(w.cell, w.provenance, columns, result_rows(w, columns, seconds, device))
     if w.plan is None and w.corruption is None:
-        _warn_of_chance(w, columns, device)
+        _warn_of_accuracy(w, columns, device)
         if w.classifier.meta.get("is_random"):
-            print(
+            tell(
                 f"{w.cell.model}: answers at random; judged by the vote of {evaluate.FRESH} passes, and of "
-                f"{evaluate.SURE} more where those are wrong",
-                file=sys.stderr,
+                f"{evaluate.SURE} more where those are wrong"
             )
     if w.plan is not None:
         _warn_of_lost_gradients(w, columns)
@@ -484,32 +392,31 @@ def _warn_of_lost_gradients(w: Work, columns: Columns) -> None:
     standing = columns["first_success_step"] == -1
     backwards, lost = (int(columns[name][standing].sum()) for name in ("backwards", "zero_gradients"))
     if lost > LOST * backwards:
-        print(
+        tell(
             f"{w.note}: {lost / backwards:.0%} of the gradients on what stands were zero or no number "
-            "(zero_gradients); that is no robustness: try --attack square, or --protocol adaptive",
-            file=sys.stderr,
+            "(zero_gradients); that is no robustness: try --attack square, or --protocol adaptive"
         )
 
 
-def _warn_of_chance(w: Work, columns: Columns, device: str) -> None:
-    """Say on stderr where a model is no better than guessing, and which preparation would mend that."""
+def _warn_of_accuracy(w: Work, columns: Columns, device: str) -> None:
+    """Tell where a model is no better than guessing, and where other preparation would clearly mend it."""
     right = (columns["pred"] == columns["label"])[columns["exit"] == columns["exit"].max()]
     labels, total = w.dataset.labels, len(right)
     classes = len(np.unique(labels))  # one answer for all is right for one of them
     chance = 1 / (classes if total >= 2 * classes else len(w.classifier.classes))
-    if wilson(int(right.sum()), total).low > chance:
-        return
-    batch = next(w.dataset.batches(CHANCE_BATCH))
-    found = right_if_prepared(w.classifier, batch.images.to(device).float() / 255, batch.labels.to(device))
-    best = max(found, key=lambda text: found[text])
-    cause = "are its weights trained, its images prepared as in training, its classes in this order?"
-    if wilson(found[best], len(batch.labels)).low > chance:
-        cause = f"with {best} it gets {found[best]} of {len(batch.labels)}: are they its own?"
-    print(
-        f"{w.cell.model}: {right.sum()} of {total} clean images right, no better than chance ({chance:.2g}); "
-        f"{cause}",
-        file=sys.stderr,
-    )
+    batch = next(w.dataset.batches(ASKED_AGAIN))
+    better = better_preparation(
+        w.classifier, batch.images.to(device).float() / 255, batch.labels.to(device),
+        is_right=torch.from_numpy(right[: len(batch.labels)]),
+    )  # fmt: skip
+    mend = f"{better}: is that how it was trained?" if better else ""
+    if wilson(int(right.sum()), total).low <= chance:
+        tell(
+            f"{w.cell.model}: {right.sum()} of {total} clean images right, no better than chance "
+            f"({chance:.2g}); {mend or UNSEEN}"
+        )
+    elif mend:
+        tell(f"{w.cell.model}: {right.sum()} of {total} clean images right; {mend}")
 
 
 def _shown(w: Work, batch: Batch, device: str) -> Batch:
@@ -530,7 +437,7 @@ def _run_batch(w: Work, batch: Batch, shown: Batch, clean: Any, device: str) -> 
     all_exits = w.cell.exits == "all"
     if w.judge is not None:
         return w.judge(w, batch, device)
-    columns = evaluate.judge_clean(w.classifier, shown, device=device, all_exits=all_exits)
+    columns = evaluate.judge_clean(w.classifier, shown, device=device, all_exits=all_exits, key=w.cell.key)
     if w.corruption is None:
         return columns
     before = None if clean is None else clean[:, batch.index.numpy()]
@@ -549,7 +456,7 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
         "status": "ok",
         "error": "",
     }
-    gmacs = _gmacs(w.classifier, _input_px(w))
+    gmacs = _gmacs(w)
     rows = []
     exits = sorted(set(columns["exit"].tolist()))
     for exit_number in exits:
@@ -564,7 +471,7 @@ def result_rows(w: Work, columns: Columns, seconds: float, device: str) -> list[
                     "judge": judge,
                     "steps": steps,
                     "exit": exit_number,
-                    "gmacs": gmacs[exit_number - 1] if gmacs else float("nan"),
+                    "gmacs": gmacs[exit_number - 1],
                 }
             )
     return rows
@@ -630,8 +537,10 @@ def _description(w: Work, device: str) -> Row:
         "dataset": w.dataset.name,
         "data_sha256": w.provenance.data_sha256,
         "split": w.dataset.split,
+        "labels": _labels_text(w),
         "classes": len(np.unique(w.dataset.labels)),
         "size_px": _input_px(w),
+        "preparation": w.dataset.preparation,
         "n": len(w.dataset.labels),
         "n_total": w.dataset.total,
         "kind": "attack" if attacked else "corruption" if w.corruption else CLEAN,
@@ -666,14 +575,23 @@ def _step_size(call: Call, eps: float) -> float:
     return float(eps if call.name == "fgsm" else "nan") if size is None else float(size)
 
 
+def _labels_text(w: Work) -> str:
+    """Return how the data's classes were matched, such as "by name, of 200 of the model's 1000 classes"."""
+    every = w.classifier.meta.get("all_classes")
+    if every is None:
+        return w.dataset.numbering
+    return f"{w.dataset.numbering}, of {len(w.classifier.classes)} of the model's {every} classes alone"
+
+
 def _input_px(w: Work) -> int:
-    """Return the side of what the network gets: of the images, unless it resizes them."""
-    return int(w.classifier.meta.get("input_px", w.dataset.size_px))
+    """Return the side of what the network gets: of the images, unless it resizes them; the height of two."""
+    side = w.classifier.meta.get("input_px", w.dataset.size_px)
+    return int(side[0] if isinstance(side, tuple) else side)
 
 
-def _gmacs(classifier: Classifier, size_px: int) -> tuple[float, ...]:
-    architecture = classifier.meta.get("architecture")
-    return cost.gmacs_per_exit(architecture, size_px) if architecture is not None else ()
+def _gmacs(w: Work) -> tuple[float, ...]:
+    height, width = w.dataset.images.shape[2:]
+    return cost.gmacs_of(w.classifier, w.classifier.meta.get("input_px", (height, width)))
 
 
 def _failed_row(w: Work, device: str, error: Exception) -> Row:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,22 @@ from numpy.typing import NDArray
 from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES, check_choices, names, preset_for
 from robustglimpse.corruptions.weather import frost_source
 from robustglimpse.data import DATASETS, Dataset, check_download, load_data
-from robustglimpse.data.precomputed import find_cell, load_cell
+from robustglimpse.data.precomputed import AS_SAVED, check_alike, find_cell, held_corruptions, load_cell
+from robustglimpse.notes import tell
+from robustglimpse.pairs import check_counts, checked, data_name, each_model, has_sizes, load_pairs
 from robustglimpse.records import Cell, Classifier, Threat, UserError
 from robustglimpse.registry import Call
 from robustglimpse.report import paired
-from robustglimpse.report.table2 import Baseline, alexnet, baseline_from
-from robustglimpse.runner import (
-    CLEAN,
-    Corruption,
-    Work,
-    check_counts,
-    checked,
-    choose_device,
-    data_name,
-    each_model,
-    load_pairs,
-    run_all,
-    run_info,
-)
+from robustglimpse.report.table2 import Baseline, alexnet, baseline_from, is_extra
+from robustglimpse.request import check_asked, understood
+from robustglimpse.runner import CLEAN, Corruption, Work, choose_device, run_all, run_info
 from robustglimpse.store import Provenance, Store, read_results
+from robustglimpse.surroundings import own_surroundings
 
 UNTOUCHED = Threat("linf", 0.0)
 
 
+@understood
 @dataclass(frozen=True)
 class Sweep:
     """What `robustglimpse corruptions` is asked for; every field is also a flag.
@@ -67,10 +59,11 @@ class Sweep:
     batch_size: int = 64
     seed: int = 0
     device: str = "auto"
+    classes_of_data: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The corruptions asked for, in the paper's order."""
+        """The corruptions of ours that are asked for, in the paper's order."""
         chosen = {
             *(self.corruptions or names()),
             *(names(extras=True)[len(names()) :] if self.extras else ()),
@@ -78,6 +71,7 @@ class Sweep:
         return tuple(name for name in CORRUPTIONS if name in chosen)
 
 
+@own_surroundings()
 def sweep_corruptions(asked: Sweep, out: Path, *, command: str = "") -> pd.DataFrame:
     """Run every cell that out does not hold yet; return the rows asked for, as in out/results.csv.
 
@@ -85,24 +79,30 @@ def sweep_corruptions(asked: Sweep, out: Path, *, command: str = "") -> pd.DataF
     from one pass.  Images are decoded once and corrupted once for all models.  Raises UserError for what
     cannot be asked, before anything is run.
     """
+    check_asked(asked, Sweep, "sweep_corruptions(Sweep(models='mgnet-r18'), 'runs/mine')")
     _check(asked)
     device = choose_device(asked.device)
-    is_saved = isinstance(asked.data, str) and asked.data in DATASETS and DATASETS[asked.data].is_corrupted
-    groups = list(_saved_groups(asked, device) if is_saved else _own_groups(asked, device))
+    groups = list(_saved_groups(asked, device) if _is_saved(asked) else _own_groups(asked, device))
     work = [w for group in groups for w in group]
     store = Store(out)
     store.add_run(run_info(asked, work, device, command))
-    failed = run_all(groups, store, device, title="corruptions")
-    return store.results({w.cell.key for w in work}, failed)
+    run_all(groups, store, device, title="corruptions")
+    return store.results({w.cell.key for w in work})
+
+
+def _is_saved(asked: Sweep) -> bool:
+    """Return whether the data are saved corrupted, by others or by `robustglimpse corrupt`."""
+    return isinstance(asked.data, str) and asked.data in DATASETS and DATASETS[asked.data].is_corrupted
 
 
 def _check(asked: Sweep) -> None:
     """Raise UserError for what cannot be asked."""
     check_counts(asked)
-    check_choices(corruptions=asked.corruptions, preset=asked.preset, store=asked.store)
+    is_saved = _is_saved(asked)  # such a set has corruptions of its own
+    check_choices(corruptions=() if is_saved else asked.corruptions, preset=asked.preset, store=asked.store)
     for severity in asked.severities:
         check_choices(severity=severity)
-    if "frost" in asked.names:
+    if not is_saved and "frost" in asked.names:
         frost_source(asked.frost_dir)
 
 
@@ -122,13 +122,15 @@ def _own_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
                 yield [_corrupted(w, corruption, asked.seed) for w in group]
 
 
-def _clean_work(asked: Sweep, name: str, classifier: Classifier, dataset: Dataset) -> Work:
+def _clean_work(
+    asked: Sweep, name: str, classifier: Classifier, dataset: Dataset, provenance: Provenance
+) -> Work:
     cell = Cell(
         model=name, data=data_name(asked, classifier), split=dataset.split,
         perturb=CLEAN, threat=UNTOUCHED, protocol="", restarts=1, limit=asked.limit,
-        batch_size=asked.batch_size, seed=0, exits="all",
+        batch_size=asked.batch_size, seed=0, exits="all", classes_of_data=asked.classes_of_data,
     )  # fmt: skip
-    return Work(cell, classifier, dataset, Provenance(classifier.sha256, dataset.fingerprint))
+    return Work(cell, classifier, dataset, provenance)
 
 
 def _corrupted(clean: Work, corruption: Corruption, seed: int) -> Work:
@@ -142,36 +144,113 @@ def _corrupted(clean: Work, corruption: Corruption, seed: int) -> Work:
 
 
 def _saved_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
-    """Yield a group per cell of a set that is saved corrupted; all cells must be there."""
+    """Yield a group per cell of a set that is saved corrupted; all must be there, with the same images."""
     data = str(asked.data)
     if asked.download:
         check_download(data, DATASETS[data])
-    cells = [(name, severity) for name in asked.names for severity in sorted(set(asked.severities))]
+    _tell_of_flags(asked, data)
+    cells = [(name, severity) for name in _saved_names(asked) for severity in sorted(set(asked.severities))]
     for name, severity in cells:
         find_cell(data, asked.data_dir, name, severity)
     classifiers = dict(each_model(asked.models, device))
+    known = {model: c.classes if c.has_names else None for model, c in classifiers.items()}
+    check_alike(data, asked.data_dir, cells, known.values())
+    first: dict[Any, Dataset] = {}
     for name, severity in cells:
-        corruption = Corruption(name, severity, store="as saved")
+        loaded: dict[Any, tuple[Dataset, tuple[str, ...]]] = {}  # models of one kind share the images
         for model, classifier in classifiers.items():
-            yield [_saved_work(asked, model, classifier, corruption, device)]
+            size_px = classifier.size_px if asked.size_px is None else asked.size_px or None
+            kind = known[model], size_px
+            if kind not in loaded:
+                loaded[kind] = load_cell(
+                    data, corruption=name, severity=severity, data_dir=asked.data_dir, limit=asked.limit,
+                    known=known[model], size_px=size_px,
+                )  # fmt: skip
+                _check_prepared_alike(first.setdefault(kind, loaded[kind][0]), loaded[kind][0])
+            corruption = Corruption(name, severity, store=AS_SAVED)
+            yield [_saved_work(asked, model, classifier, corruption, *loaded[kind], device)]
+
+
+def _check_prepared_alike(first: Dataset, cell: Dataset) -> None:
+    """Raise UserError where a cell's images have another size than the first's.
+
+    Tells where they have the same and were brought to it in another way.
+    """
+    if first.images.shape[2:] != cell.images.shape[2:]:
+        ours, theirs = ("{1} x {0}".format(*each.images.shape[2:]) for each in (first, cell))
+        raise UserError(
+            f"{cell.name}: images of {cell.split} are {theirs} px, those of {first.split} {ours} px; cells "
+            "of one mean must have one size: leave --size 0 out, or run them one by one"
+        )
+    if first.preparation != cell.preparation:
+        tell(
+            f"{cell.name}: images of {cell.split} are prepared otherwise than those of {first.split} "
+            f"({cell.preparation}; {first.preparation}), and one mean holds both"
+        )
+
+
+def _saved_names(asked: Sweep) -> tuple[str, ...]:
+    """Return which corruptions of a saved set are meant: those asked for, else the 15, else all it holds.
+
+    Names that are not ours are fine (ImageNet-C-bar, 3DCC); what was taken without being asked for is told.
+    """
+    more = names(extras=True)[len(names()) :] if asked.extras else ()
+    if asked.corruptions:
+        return _ordered((*asked.corruptions, *more))
+    held = held_corruptions(str(asked.data), asked.data_dir)
+    own = [name for name in _ordered(held) if name not in CORRUPTIONS]
+    if set(names()) <= set(held):
+        if own:
+            tell(
+                f"{asked.data}: the 15 corruptions of the paper are taken; {', '.join(own)} are left out, "
+                "name them with --corruption"
+            )
+        return _ordered((*names(), *more))
+    ours = len(set(held) & set(names()))
+    tell(
+        f"{asked.data}: it holds {ours} of the 15 corruptions of the paper, so all that is there is taken: "
+        f"{', '.join(_ordered(held))}"
+    )
+    return _ordered((*held, *more))
+
+
+def _ordered(chosen: Iterable[str]) -> tuple[str, ...]:
+    """Return names once each: ours in the paper's order, then others."""
+    ranks = {name: rank for rank, name in enumerate(CORRUPTIONS)}
+    return tuple(sorted(set(chosen), key=lambda name: (ranks.get(name, len(ranks)), name)))
+
+
+def _tell_of_flags(asked: Sweep, data: str) -> None:
+    """Tell of what was asked for and has no effect on a set that is saved corrupted."""
+    for flag, is_given in (
+        ("--preset", asked.preset is not None),
+        ("--store", asked.store != "exact"),
+        ("--frost-dir", asked.frost_dir is not None),
+        ("--seed", asked.seed != 0),
+        ("--split", asked.split is not None),
+        ("--size", asked.size_px is not None and not has_sizes(data)),
+    ):
+        if is_given:
+            tell(f"{data} is saved corrupted; {flag} has no effect on it")
 
 
 def _saved_work(
-    asked: Sweep, model: str, classifier: Classifier, corruption: Corruption, device: str
+    asked: Sweep,
+    model: str,
+    classifier: Classifier,
+    corruption: Corruption,
+    dataset: Dataset,
+    left_out: tuple[str, ...],
+    device: str,
 ) -> Work:
-    numbered = classifier.classes == tuple(str(k) for k in range(len(classifier.classes)))
-    dataset, left_out = load_cell(
-        str(asked.data), corruption=corruption.name, severity=corruption.severity, data_dir=asked.data_dir,
-        limit=asked.limit, known=None if numbered else classifier.classes,
-        size_px=asked.size_px or classifier.size_px,
-    )  # fmt: skip
+    """Return the work of a model on a saved cell. left_out: its classes that the model does not have."""
     if left_out:
-        print(
+        tell(
             f"{dataset.name} {dataset.split}: {len(left_out)} of its classes are not {model}'s "
-            f"({left_out[0]}, ...); their images are left out",
-            file=sys.stderr,
+            f"({left_out[0]}, ...); their images are left out"
         )
-    work = _clean_work(asked, model, *checked(classifier, dataset, device))
+    pair = checked(classifier, dataset, device, classes_of_data=asked.classes_of_data)
+    work = _clean_work(asked, model, *pair)
     call = Call(corruption.name, (("severity", corruption.severity),))
     return replace(work, cell=replace(work.cell, perturb=str(call)), corruption=corruption)
 
@@ -180,20 +259,20 @@ def correctness(results: pd.DataFrame, store: Store) -> pd.DataFrame:
     """Return what each exit left right, f64: a row per model, exit and corruption, a column per image.
 
     The value is the image's mean over the severities in results: what paired comparisons need.  Empty
-    where the cells saw different images.
+    where the models saw different images.
     """
     rows = results[(results["status"] == "ok") & (results["kind"] == "corruption")]
-    is_saved = (rows["preset"] == 0).all()  # then every cell is files of its own, hashed for itself
-    if not is_saved and rows["data_sha256"].fillna("").nunique() > 1:
+    images = {key: store.images(key) for key in rows["cell"].unique()}
+    by_cell = rows.assign(images=rows["cell"].map(images)).groupby(["corruption", "severity"])["images"]
+    if (by_cell.nunique() > 1).any():
         rows = rows[:0]
     outcomes = {key: store.outcomes(key) for key in rows["cell"].unique()}
-    # By place alone: models that number the classes otherwise have other labels for the same images.
     return paired.correctness(
         (
             (str(row["model"]), int(row["exit"]), str(row["corruption"])),
             paired.still_right(
                 outcomes[row["cell"]], exit_number=int(row["exit"]), judge="", steps=0, most=0
-            ).droplevel("label"),
+            ),
         )
         for row in rows.to_dict("records")
     )
@@ -220,7 +299,7 @@ def misfit(baseline: Baseline, results: pd.DataFrame) -> str:
     severities = tuple(sorted(int(s) for s in rows["severity"].unique()))
     if baseline.severities != severities:
         return f"{baseline.name} has the severities {baseline.severities}, not {severities}"
-    lacking = sorted({name for name in asked if not CORRUPTIONS[name].extra} - set(baseline.errors))
+    lacking = sorted({name for name in asked if not is_extra(name)} - set(baseline.errors))
     return f"{baseline.name} lacks {', '.join(lacking)}" if lacking else ""
 
 
@@ -235,6 +314,8 @@ def sheet(asked: Sweep, index: int) -> tuple[dict[tuple[str, int], NDArray[np.ui
     from robustglimpse.rng import KeyedDraws
 
     _check(asked)
+    if _is_saved(asked):
+        raise UserError(f"a sheet shows one clean image corrupted, and {asked.data} is saved corrupted")
     if index < 0:
         raise UserError(f"the sheet's index must be from 0 up, got {index}")
     dataset = asked.data if isinstance(asked.data, Dataset) else load_data(
@@ -243,6 +324,8 @@ def sheet(asked: Sweep, index: int) -> tuple[dict[tuple[str, int], NDArray[np.ui
     )  # fmt: skip
     if not 0 <= index < len(dataset.labels):
         raise UserError(f"{dataset.name} has images 0 to {dataset.total - 1}, not {index}")
+    for note in dataset.notes:
+        tell(note)
     image = torch.from_numpy(np.array(dataset.images[index]))[None]
     draws = KeyedDraws(asked.seed, torch.tensor([index]))
     pictures = {

@@ -8,6 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustglimpse.models.surrogates import Surrogate
+
+
+class _Joined(torch.autograd.Function):
+    """The logits, and a gradient for the images whatever the network's own is.
+
+    Where it is cut off from its images, or a function in it returns None, their gradient is 0, and counted,
+    not missing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.like = x.new_zeros(()).expand(x.shape)
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return gradients[0], ctx.like
+
 
 class Watched:
     """A surrogate that counts the images it is asked about and remembers the last ones, with their exits.
@@ -15,7 +34,7 @@ class Watched:
     It also counts, per sample, the backward passes that left it without any gradient.
     """
 
-    def __init__(self, surrogate: Any) -> None:
+    def __init__(self, surrogate: Surrogate) -> None:
         self._surrogate = surrogate
         self.forwards = self.backwards = 0
         self.remembers = 0  # so many images at least, if there were so many
@@ -26,16 +45,15 @@ class Watched:
     def __call__(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             x.register_hook(self._count_flat)  # type: ignore[no-untyped-call]
-        exits = self._surrogate.exits(x).float()
-        if x.requires_grad and torch.is_grad_enabled() and not exits.requires_grad:
-            # A network that is cut off from its images: their gradient is 0, and counted, not missing.
-            exits = exits + 0 * x.flatten(1).sum(1)[:, None]
-        self.forwards += len(x)
-        self.backwards += len(x) * exits.requires_grad
+        exits, picked = self._surrogate.both(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            joined: Tensor = _Joined.apply(picked, x)
+            picked = joined
+        self.forwards += len(x) * self._surrogate.passes
+        self.backwards += len(x) * picked.requires_grad
         self._passes.append((x.detach(), exits.detach()))
         while sum(len(seen) for seen, _ in self._passes) - len(self._passes[0][0]) >= max(1, self.remembers):
             self._passes.popleft()
-        picked: Tensor = self._surrogate.pick(exits)
         return picked
 
     def note_lost(self, is_lost: Tensor) -> None:

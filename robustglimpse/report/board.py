@@ -12,22 +12,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustglimpse.corruptions import CORRUPTIONS
+from robustglimpse.models import DEFAULT_DATASET, bundled
 from robustglimpse.registry import fraction_text, options_text, parse_call
 from robustglimpse.report.paired import correctness, mean_interval, still_right, tie_groups
-from robustglimpse.report.table2 import Table2, table2
+from robustglimpse.report.table2 import Table2, averaged_columns, table2
 from robustglimpse.report.tables import PROTOCOL_ORDER, headline
 from robustglimpse.store import Run
 
 # Two cells with these alike did the same thing to the same images.
 TASK = [
-    "dataset", "split", "n", "data_sha256", "kind", "attack", "options", "swept", "norm", "eps", "eps_text",
-    "step_size", "restarts", "protocol", "surrogate", "seed", "corruption", "severity", "preset", "store",
-    "texture",
+    "dataset", "split", "n", "data_sha256", "images_sha256", "kind", "attack", "options", "swept", "norm",
+    "eps", "eps_text", "step_size", "restarts", "protocol", "surrogate", "seed", "corruption", "severity",
+    "preset", "store", "texture",
 ]  # fmt: skip
 VERDICT = ["judge", "exit", "steps"]
-DATA = ["dataset", "split", "n", "n_total", "data_sha256"]
+DATA = ["dataset", "split", "n", "n_total", "images_sha256"]
 THREAT = ["attack", "options", "swept", "norm", "eps_text", "step_size", "restarts", "seed"]
+HASHES = ["data_sha256", "images_sha256", "listing_sha256"]
 NORM_TEXT = {"linf": "L∞", "l2": "L2"}
 
 
@@ -156,7 +157,7 @@ class Board:
         found = []
         for threat, group in _sweep_groups(self):
             last_clean = self.rows[self.rows["kind"] == "clean"]
-            clean = _same(last_clean, group.iloc[0], ["dataset", "split", "n"])
+            clean = _same(last_clean, group.iloc[0], ["dataset", "split", "n", "images_sha256"])
             rows = pd.concat([clean[clean["model"].isin(group["model"])], group])
             rows = rows.assign(model=rows["shown"])
             correct = _correctness(self, group)
@@ -166,6 +167,8 @@ class Board:
 
 def make_board(runs: Sequence[Run]) -> Board:
     """Return what the runs say together: what several have is told once, contradictions are flagged."""
+    for run in runs:
+        run.check()
     named = dict(zip(_names(runs), runs, strict=True))
     told = pd.concat([_with_source(name, run) for name, run in named.items()], ignore_index=True)
     is_ok = told["status"] == "ok"
@@ -175,8 +178,27 @@ def make_board(runs: Sequence[Run]) -> Board:
     if len(failed) and len(done):
         failed = failed.merge(done, how="left", on=["model", *TASK])
         failed = failed[failed["is_done"].isna()].drop(columns="is_done")
-    notes = [f"{name}: {note}" for name, run in named.items() for note in [*run.notes, *_unfinished(run)]]
+    notes = [
+        f"{name}: {note}"
+        for name, run in named.items()
+        for note in [*run.notes, *_unfinished(run), *_not_as_bundled(run.results)]
+    ]
     return Board(named, rows, failed, notes)
+
+
+def _not_as_bundled(rows: pd.DataFrame) -> list[str]:
+    """Return a note on each model that is called as a bundled one and has other weights."""
+    named = rows[["model", "weights_sha256"]].drop_duplicates().itertuples(index=False, name=None)
+    return [
+        f"{model}: its weights {weights[:8]} are not those of the bundled model of that name"
+        for model, weights in named
+        if _is_other_than_bundled(model, weights)
+    ]
+
+
+def _is_other_than_bundled(model: str, weights: str) -> bool:
+    row = bundled().get(model if "@" in model else f"{model}@{DEFAULT_DATASET}")
+    return row is not None and bool(weights) and weights != row.sha256
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -197,24 +219,31 @@ def _unfinished(run: Run) -> list[str]:
 
 
 def _with_source(name: str, run: Run) -> pd.DataFrame:
-    """Return a run's rows with its name, the hash of the data, the options of each call and what it swept.
+    """Return a run's rows with its name, the hashes of the data, the options of each call and what it swept.
 
+    images_sha256: which photographs, however they were prepared: models that share it are compared.
+    listing_sha256: their names alone, which the cells of a set that was saved corrupted share.
     is_last_exit, is_most_steps: what a cell is quoted by; marked here, for merging runs takes cells apart.
     """
     rows = run.results
     cells = rows["cell"].tolist()
     calls = {key: str(record.get("cell", {}).get("perturb", "")) for key, record in run.records.items()}
-    data = {key: str(r.get("provenance", {}).get("data_sha256", "")) for key, r in run.records.items()}
+    origins = {key: record.get("provenance", {}) for key, record in run.records.items()}
+    data = {key: str(origin.get("data_sha256", "")) for key, origin in origins.items()}
+    images = {key: str(origin.get("images_sha256") or data[key]) for key, origin in origins.items()}
+    listing = {key: str(origin.get("listing_sha256", "")) for key, origin in origins.items()}
     options = {key: options_text(call) for key, call in calls.items()}
     swept = {key: _swept_text(call) for key, call in calls.items()}
     listed = rows["options"].astype(object).where(rows["options"].notna(), "").astype(str)
     rows = rows.assign(
         run=name, data_sha256=[data.get(cell, "") for cell in cells],
+        images_sha256=[images.get(cell, "") for cell in cells],
+        listing_sha256=[listing.get(cell, "") for cell in cells],
         options=[options.get(cell, text) for cell, text in zip(cells, listed, strict=True)],
         swept=[swept.get(cell, "") for cell in cells],
     )  # fmt: skip
     # A crashed cell has no record: it saw and did what the others of its run saw and did.
-    told_by = {"data_sha256": ["dataset", "split", "n"], "swept": ["attack"]}
+    told_by = {name: ["dataset", "split", "n"] for name in HASHES} | {"swept": ["attack"]}
     if (listed != rows["options"]).any():  # an older results.csv, which says nothing of options
         told_by["options"] = ["attack"]
     for column, alike in told_by.items():
@@ -254,6 +283,9 @@ def _merge(rows: pd.DataFrame) -> pd.DataFrame:
     rows["flags"] = ("the same cell came out differently: " + flags).where(rows["count"] > 1, "")
     is_several = rows["shown"] != rows["model"]
     rows.loc[is_several & (rows["flags"] == ""), "flags"] = "one name, several weights"
+    named = zip(rows["model"], rows["weights_sha256"], strict=True)
+    is_other = pd.Series([_is_other_than_bundled(*each) for each in named], index=rows.index, dtype=bool)
+    rows.loc[is_other & (rows["flags"] == ""), "flags"] = "not the bundled weights of that name"
     return rows.drop(columns=["told", "count"]).reset_index(drop=True)
 
 
@@ -286,7 +318,7 @@ def _threat_text(at: Any) -> str:
 def _clean_of(board: Board, row: Any) -> float:
     """Return the clean accuracy of the row's exit on the row's images, NaN where it is not known."""
     clean = board.rows[board.rows["kind"] == "clean"]
-    found = _same(clean, row, ["model", "weights_sha256", "dataset", "split", "n", "exit"])
+    found = _same(clean, row, ["model", "weights_sha256", "dataset", "split", "n", "exit", "images_sha256"])
     return float(found["accuracy"].iloc[0]) if found["correct"].nunique() == 1 else nan
 
 
@@ -337,8 +369,19 @@ def _ordered(
 
 
 def _compare(board: Board, rows: pd.DataFrame, failed: pd.DataFrame) -> tuple[Entry, ...]:
+    rows = _with_preparations(rows)
     pairs = [(_entry(board, row), _scores(board, row)) for row in rows.to_dict("records")]
     return _ordered(pairs, [_hole(row, str(row["error"])) for row in failed.to_dict("records")])
+
+
+def _with_preparations(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows, each with a flag that says how it saw the images where they did not see them alike."""
+    if len(rows[["preparation", "size_px"]].drop_duplicates()) < 2:
+        return rows
+    told = "images " + rows["preparation"] + ", " + rows["size_px"].astype(str) + " px"
+    told = told.where(rows["preparation"] != "", "")
+    flags = ["; ".join(filter(None, pair)) for pair in zip(rows["flags"], told, strict=True)]
+    return rows.assign(flags=flags)
 
 
 def _groups(
@@ -388,11 +431,14 @@ def _sweep_groups(board: Board) -> Iterator[tuple[str, pd.DataFrame]]:
     failed = board.failed.assign(runs=board.failed["run"])
     rows = pd.concat([each[each["kind"] == "corruption"] for each in (board.rows, failed)], ignore_index=True)
     rows["member"] = rows["runs"].str.split("\n")
+    is_saved = rows["preset"] == 0  # each cell then is a set of files of its own, and its split names it
+    rows["split"] = rows["split"].where(~is_saved, "")
     sets: dict[tuple[Any, ...], list[pd.DataFrame]] = {}
     base = ["dataset", "split", "n", "seed", "store"]
+    of_cell = ["corruption", "severity", "preset", "images_sha256"]
     for key, group in rows.explode("member").groupby(["member", *base], sort=False, dropna=False):
-        pairs = frozenset(zip(group["corruption"], group["severity"], group["preset"], strict=True))
-        sets.setdefault((*key[1:], pairs), []).append(group)
+        for cells, models in _by_cells(group, of_cell):
+            sets.setdefault((*key[1:], cells), []).append(models)
     for groups in sets.values():
         together = pd.concat(groups)
         together = together[~together.index.duplicated()]
@@ -405,11 +451,23 @@ def _sweep_groups(board: Board) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{what} at {by}{extra}" + (f", seed {seed}" if seed else ""), together
 
 
+def _by_cells(
+    group: pd.DataFrame, of_cell: Sequence[str]
+) -> Iterator[tuple[frozenset[tuple[Any, ...]], pd.DataFrame]]:
+    """Yield the rows of the models that saw the same images under the same corruptions, and what they saw."""
+    seen = {
+        model: frozenset(rows[list(of_cell)].itertuples(index=False, name=None))
+        for model, rows in group.groupby("shown", sort=False)
+    }
+    for cells in dict.fromkeys(seen.values()):
+        yield cells, group[group["shown"].map(seen).map(cells.__eq__)]
+
+
 def _corrupted(board: Board) -> Iterator[Comparison]:
     for threat, group in _sweep_groups(board):
         last = group[(group["status"] != "ok") | (group["is_last_exit"])]
         names = list(dict.fromkeys(group["corruption"]))
-        averaged = [name for name in names if not CORRUPTIONS[name].extra] or names
+        averaged = averaged_columns(names)
         last = last[last["corruption"].isin(averaged)]
         severities = last["severity"].unique()
         pairs, holes = [], []
@@ -419,7 +477,9 @@ def _corrupted(board: Board) -> Iterator[Comparison]:
             first = rows.to_dict("records")[0]
             cells = list(dict.fromkeys(zip(rows["run"], rows["cell"], strict=True)))
             is_once = not ok.duplicated(["corruption", "severity"]).any()
-            if len(ok) == asked and is_once:
+            if is_once and ok["listing_sha256"].nunique() > 1:
+                holes.append(_hole(first, "its cells hold different images, which have no mean", cells))
+            elif len(ok) == asked and is_once:
                 pairs.append(_mean_entry(board, ok, cells))
             elif not is_once:
                 holes.append(_hole(first, "runs contradict each other on its cells", cells))
@@ -511,7 +571,7 @@ def _table_interval(sweep: Sweep, at: tuple[str, int]) -> tuple[float, float]:
     """Return the interval of a row's average in Table 2, from each image's mean."""
     if not len(sweep.correct):
         return nan, nan
-    averaged = [n for n in sweep.table.corruptions if not CORRUPTIONS[n].extra] or sweep.table.corruptions
+    averaged = averaged_columns(sweep.table.corruptions)
     scores = sweep.correct[sweep.correct.index.get_level_values("corruption").isin(averaged)]
     mine = scores[[(model, exit_number) == at for model, exit_number, _ in scores.index]]
     if len(mine) < len(averaged):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.records import PROTOCOLS
-from robustglimpse.report.table2 import SHORT, Table2
+from robustglimpse.report.table2 import Table2, family_of, short_name
 from robustglimpse.report.tables import ESTIMATE, clean_of, condition_text, headline, lines_of
+from robustglimpse.texts import safe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,8 @@ def figure4(results: pd.DataFrame) -> Figure:
     calls = (attack.partition("(") for attack in attacked["attack"])
     names = [f"{name.upper()}{bracket}{rest}" for name, bracket, rest in calls]
     figure.suptitle(
-        f"{literal(_listed(names))}, {_listed(attacked['norm'])} eps {_listed(attacked['eps_text'])}, "
+        f"{literal(_listed(names))}, {literal(_listed(attacked['norm']))} eps "
+        f"{literal(_listed(attacked['eps_text']))}, "
         f"{_data_text(attacked)}",
         fontsize=10,
     )
@@ -61,7 +62,7 @@ def eps_figure(results: pd.DataFrame) -> Figure:
     figure, panels = _line_panels(rows, attacked.assign(eps=255 * attacked["eps"]), "eps")
     for panel in panels:
         panel.set_xlim(0, 255 * attacked["eps"].max())
-        panel.set_xlabel(f"{_listed(attacked['norm'])} eps (1/255)")
+        panel.set_xlabel(f"{literal(_listed(attacked['norm']))} eps (1/255)")
     figure.suptitle(f"{literal(_listed(attacked['attack']))}, {_data_text(attacked)}", fontsize=10)
     return figure
 
@@ -207,8 +208,8 @@ def figure3(points: pd.DataFrame, rules: pd.DataFrame) -> Figure:
             _draw_points(panel, line, *styles[str(model)])
         for (ruled_model, against), line in ruled.groupby(["shown", "against"], sort=False):
             _draw_rule(panel, line.sort_values("mean_gmacs"), styles[str(ruled_model)][0], str(against))
-        panel.set_title(shown, fontsize=10)
-        panel.set_xlim(0, 1.15 * float(points["gmacs"].max()))
+        panel.set_title(literal(shown), fontsize=10)
+        panel.set_xlim(0, 1.15 * float(points["gmacs"].max()) or 1)
         panel.locator_params(axis="x", nbins=6)
         panel.set_xlabel("GMACs per image")
         _percent_axis(panel)
@@ -279,7 +280,7 @@ def thresholds_figure(rules: pd.DataFrame) -> Figure:
                 "color": colours[k % len(colours)], "linestyle": CONDITION_LINES[k % len(CONDITION_LINES)],
                 "marker": "osD^vP"[k % 6], "markersize": 4, "linewidth": 1.6,
             }  # fmt: skip
-            name = f"{literal(str(model))}, {condition}" if several else condition
+            name = literal(f"{model}, {condition}" if several else condition)
             kept.plot(x, 100 * line["accuracy"], label=name, **style)
             kept.fill_between(
                 x, 100 * line["ci_low"], 100 * line["ci_high"], color=style["color"], alpha=0.1, linewidth=0
@@ -383,7 +384,7 @@ def _label_ends(panel: Axes, ends: Sequence[tuple[float, float, str, str]]) -> N
 
 def literal(text: str) -> str:
     """Return text that matplotlib takes literally: names come from files, and $ would start a formula."""
-    return "".join(c for c in text if c.isprintable()).replace("$", r"\$")
+    return safe(text, "figure")
 
 
 def inline_svg(figure: Figure, *, prefix: str, title: str) -> str:
@@ -426,13 +427,14 @@ def table2_heatmap(table: Table2) -> Figure:
                 x, y, f"{value:.0f}", ha="center", va="center", fontsize=8.5,
                 color="black" if value > 55 else "white", weight="bold" if is_best else "normal",
             )  # fmt: skip
-    titles = ["Clean", "Average", *(SHORT[name] for name in table.corruptions)]
+    titles = ["Clean", "Average", *(literal(short_name(name)) for name in table.corruptions)]
     panel.set_xticks(range(len(columns)), titles, rotation=45, ha="left", rotation_mode="anchor")
     panel.xaxis.tick_top()
     rows = table.values[["model", "glimpses"]].itertuples(index=False)
-    panel.set_yticks(range(len(accuracy)), [f"{model}, exit {exit_number}" for model, exit_number in rows])
+    names = [literal(f"{model}, exit {exit_number}") for model, exit_number in rows]
+    panel.set_yticks(range(len(accuracy)), names)
     panel.tick_params(length=0)
-    families = [CORRUPTIONS[name].family for name in table.corruptions]
+    families = [family_of(name) for name in table.corruptions]
     for x in range(len(columns) - 1):
         if x < 2 or families[x - 2] != families[x - 1]:
             panel.axvline(x + 0.5, color="white", linewidth=2.5)
@@ -462,7 +464,8 @@ def corruption_sheet(
     )  # fmt: skip
     for y, name in enumerate(rows):
         panels[y, 0].imshow(clean, interpolation="nearest")
-        panels[y, 0].set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center", fontsize=8)
+        label = literal(name).replace("_", "\n")
+        panels[y, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         for x, severity in enumerate(severities, 1):
             panels[y, x].imshow(pictures[name, severity], interpolation="nearest")
     for x, title in enumerate(["clean", *map(str, severities)]):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
-import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +13,13 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.records import PROTOCOLS, RESULT_COLUMNS, UserError
 from robustglimpse.report import figures, table2
 from robustglimpse.report.board import Board, Comparison, Curves, Entry, Exits, Sweep
 from robustglimpse.report.sections import SECTIONS, Section
 from robustglimpse.report.tables import PROTOCOL_ORDER, called, headline, latex, markdown, percent
+from robustglimpse.sheets import csv_text
+from robustglimpse.texts import one_line, safe
 
 LIMIT_BYTES = 2_000_000
 PLAIN_CSV_BYTES = 300_000  # larger ones travel gzipped
@@ -48,20 +47,24 @@ def to_html(board: Board, sections: Sequence[Callable[[Board], Section | None]] 
 
 def to_markdown(board: Board) -> str:
     """Return the headline, the curves and Table 2 as Markdown."""
-    parts = [f"# {title(board)}", *(f"> {_one_line(note)}" for note in [*board.notes, *_failures(board)])]
+    told = [*board.notes, *_failures(board)]
+    parts = [f"# {safe(title(board), 'markdown')}", *(f"> {safe(note, 'markdown')}" for note in told)]
     for comparison in board.comparisons:
-        parts += [f"## {_heading(comparison)}", f"{comparison.data}."]
+        parts += _headed(_heading(comparison), comparison.data)
         header, lines = _lines(comparison)
-        parts.append(markdown(header, [_flat(line) for line in lines]))
+        parts.append(markdown(header, lines))
     for curves in board.curves:
-        parts += [f"## {curves.threat}: accuracy against steps", f"{curves.data}."]
+        parts += _headed(f"{curves.threat}: accuracy against steps", curves.data)
         grid = steps_grid(curves)
-        parts.append(markdown(grid.header, [_flat(line) for line in grid.lines]))
+        parts.append(markdown(grid.header, grid.lines))
     for sweep in board.sweeps:
-        parts += [f"## {sweep.threat}", f"{sweep.data}.", table2.to_markdown(sweep.table)]
+        parts += [*_headed(sweep.threat, sweep.data), table2.to_markdown(sweep.table)]
     parts += ["## How to read this", "\n".join(f"- {note}" for note in reading_notes(board)), "## Commands"]
-    text = re.sub(r"<(?=[A-Za-z/!?])", r"\\<", "\n\n".join(parts))  # names come from files: no tags
-    return "\n\n".join([text, *(f"    {_one_line(c['command'])}" for c in commands(board))])
+    return "\n\n".join([*parts, *(f"    {one_line(c['command'])}" for c in commands(board))])
+
+
+def _headed(heading: str, data: str) -> list[str]:
+    return [f"## {safe(heading, 'markdown')}", f"{safe(data, 'markdown')}."]
 
 
 def to_latex(board: Board) -> str:
@@ -74,7 +77,7 @@ def to_latex(board: Board) -> str:
         body += [" & ".join(map(latex, line)) + r" \\" for line in _lines(comparison)[1]]
     top = [r"\begin{tabular}{lrlrr}", r"\toprule", " & ".join(header) + r" \\"]
     tables = ["\n".join([*top, *body, r"\bottomrule", r"\end{tabular}"])]
-    tables += [f"% {_one_line(s.threat)}\n{table2.to_latex(s.table)}" for s in board.sweeps]
+    tables += [f"% {one_line(s.threat)}\n{table2.to_latex(s.table)}" for s in board.sweeps]
     return "\n\n".join(tables)
 
 
@@ -96,7 +99,7 @@ def to_csv(board: Board) -> str:
     frame = pd.DataFrame(rows)
     for name in ("exit", "correct"):
         frame[name] = frame[name].astype("Int64")
-    return frame.to_csv(index=False)
+    return csv_text(frame)
 
 
 FORMATS: dict[str, Callable[[Board], str]] = {
@@ -174,8 +177,8 @@ def _lines(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return a comparison's header and lines as text."""
     lines = [
         [
-            _one_line(e.model),
-            _interval(e.accuracy, e.low, e.high) if not e.error else f"- ({_one_line(e.error)})",
+            e.model,
+            _interval(e.accuracy, e.low, e.high) if not e.error else f"- ({e.error})",
             e.ties or "-",
             "-" if isnan(e.clean) else f"{100 * e.clean:.1f}",
             "-" if isnan(e.gmacs) else f"{e.gmacs:.3f}",
@@ -183,15 +186,6 @@ def _lines(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         for e in comparison.entries
     ]
     return ["model", "accuracy, % [95 % interval]", "ties", "clean, %", "GMACs"], lines
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _flat(line: Sequence[str]) -> list[str]:
-    """Return the texts fit for a Markdown table."""
-    return [_one_line(text).replace("|", r"\|") for text in line]
 
 
 def reading_notes(board: Board) -> list[str]:
@@ -273,9 +267,7 @@ def _download(name: str, text: str) -> dict[str, Any]:
 def _all_rows(board: Board) -> str:
     """Return the rows behind the page as results.csv holds them, with the run they come from."""
     frame = pd.concat([board.rows, board.failed])[["run", *RESULT_COLUMNS]]
-    content = io.StringIO()
-    frame.to_csv(content, index=False)
-    return content.getvalue()
+    return csv_text(frame)
 
 
 def _drawn_curves(board: Board) -> list[dict[str, Any]]:
@@ -308,7 +300,7 @@ def _heat(sweep: Sweep) -> dict[str, Any]:
     columns = ["average", *table.corruptions]
     families: list[list[Any]] = []
     for name in table.corruptions:
-        family = "extra" if CORRUPTIONS[name].extra else CORRUPTIONS[name].family
+        family = "extra" if table2.is_extra(name) else table2.family_of(name)
         if families and families[-1][0] == family:
             families[-1][1] += 1
         else:
@@ -325,7 +317,7 @@ def _heat(sweep: Sweep) -> dict[str, Any]:
         lines.append((row["model"], row["glimpses"], "-" if isnan(gmacs) else f"{gmacs:.3f}", cells))
     return {
         "of": sweep, "families": families, "lines": lines,
-        "columns": [(table2.SHORT[name], name.replace("_", " ")) for name in table.corruptions],
+        "columns": [(table2.short_name(name), name.replace("_", " ")) for name in table.corruptions],
     }  # fmt: skip
 
 

@@ -22,11 +22,13 @@ SIGNIFICANCE = 0.05
 def still_right(
     outcomes: pd.DataFrame, *, exit_number: int, judge: str, steps: int, most: int
 ) -> pd.Series[float]:
-    """Return per sample whether an exit was still right, f64 0 or 1, by (index, label) in order.
+    """Return per sample whether an exit was still right, f64 0 or 1, by index in order.
+
+    Labels say nothing of which image it is: two models may number one class otherwise.
 
     judge, steps: as in results.csv; "" and 0 where nothing attacked.  most: the cell's most steps.
     """
-    rows = outcomes[outcomes["exit"] == exit_number].set_index(["index", "label"]).sort_index()
+    rows = outcomes[outcomes["exit"] == exit_number].set_index("index").sort_index()
     return pd.Series(is_correct(rows.reset_index(), judge, steps, most=most), index=rows.index, dtype=float)
 
 

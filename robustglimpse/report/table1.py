@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +79,34 @@ def to_markdown(costs: Sequence[ExitCost]) -> str:
     header += [*(f"ms, batch {n}" for n in sizes), "paper ms", *(f"MB, batch {n}" for n in sizes)]
     lines = []
     for cost in costs:
-        paper = published_for(cost.architecture, cost.size_px, cost.exit)
+        paper = _paper(cost)
         theirs_ms = paper.latency_ms if paper else None
         lines.append(
             [
-                cost.model, str(cost.exit), f"{cost.params / 1e6:.2f}", f"{cost.gmacs:.4f}",
-                f"{cost.gmacs_published:.4f}", f"{paper.gflops:g}" if paper else "-",
-                *(f"{ms:.1f}" for ms in cost.latency_ms.values()), f"{theirs_ms:g}" if theirs_ms else "-",
-                *(f"{mb:.1f}" for mb in cost.peak_mb.values()),
+                cost.model, str(cost.exit), _told(None if cost.params is None else cost.params / 1e6, ".2f"),
+                _told(cost.gmacs, ".4f"), _told(cost.gmacs_published, ".4f"),
+                _told(paper.gflops if paper else None, "g"),
+                *(f"{ms:.1f}" for ms in cost.latency_ms.values()), _told(theirs_ms, "g"),
+                *(_told(mb, ".1f") for mb in cost.peak_mb.values()),
             ]
         )  # fmt: skip
     return markdown(header, lines)
+
+
+def _paper(cost: ExitCost) -> Published | None:
+    if cost.architecture is None:
+        return None
+    return published_for(cost.architecture, cost.size_px, cost.exit)
+
+
+def _told(value: float | None, form: str) -> str:
+    """Return a number as text, "-" where there is none."""
+    return "-" if value is None or isnan(value) else f"{value:{form}}"
+
+
+def _number(value: float, digits: int | None = None) -> float | None:
+    """Return a number as JSON has it, which knows no NaN."""
+    return None if isnan(value) else value if digits is None else round(value, digits)
 
 
 def conditions(costs: Sequence[ExitCost]) -> str:
@@ -112,28 +130,27 @@ def to_json(costs: Sequence[ExitCost]) -> str:
 
 
 def _object(cost: ExitCost) -> dict[str, Any]:
-    architecture = cost.architecture
-    paper = published_for(architecture, cost.size_px, cost.exit)
+    made, paper = cost.architecture, _paper(cost)
     batch_size = next(iter(cost.latency_ms))
     return {
         "model": cost.model,
         "exit": cost.exit,
         "params": cost.params,
-        "gmacs": round(cost.gmacs, 9),
-        "gmacs_published": round(cost.gmacs_published, 9),
+        "gmacs": _number(cost.gmacs, 9),
+        "gmacs_published": _number(cost.gmacs_published, 9),
         "gmacs_paper": paper.gflops if paper else None,
         "latency_ms": cost.latency_ms[batch_size],
         "latency_ms_paper": paper.latency_ms if paper else None,
-        "peak_mb": cost.peak_mb[batch_size],
+        "peak_mb": _number(cost.peak_mb[batch_size]),
         "batch_size": batch_size,
         "latency_ms_by_batch": {str(n): ms for n, ms in cost.latency_ms.items()},
-        "peak_mb_by_batch": {str(n): mb for n, mb in cost.peak_mb.items()},
+        "peak_mb_by_batch": {str(n): _number(mb) for n, mb in cost.peak_mb.items()},
         "runs_by_batch": {str(n): runs for n, runs in cost.runs.items()},
-        "backbone": architecture.backbone,
-        "family": architecture.family,
-        "glimpses": architecture.glimpses,
-        "downsample": architecture.downsample,
-        "classes": architecture.classes,
+        "backbone": made.backbone if made else None,
+        "family": made.family if made else None,
+        "glimpses": made.glimpses if made else None,
+        "downsample": made.downsample if made else None,
+        "classes": made.classes if made else None,
         "size_px": cost.size_px,
         "device": cost.device,
         "threads": cost.threads,

@@ -12,6 +12,7 @@ import pandas as pd
 from robustglimpse.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, names
 from robustglimpse.records import UserError
 from robustglimpse.report.tables import latex, markdown, row_dicts
+from robustglimpse.sheets import csv_text
 from robustglimpse.stats import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERROR,
@@ -29,6 +30,7 @@ SHORT = {
     "elastic_transform": "Elastic", "pixelate": "Pixel", "jpeg_compression": "JPEG",
     "speckle_noise": "Speckle", "gaussian_blur": "G. blur", "spatter": "Spatter", "saturate": "Saturate",
 }  # fmt: skip
+OTHER = "other"  # the family of corruptions that a saved set has of its own
 LABELS = {"model": "Model", "glimpses": "T", "gmacs": "GMACs", "clean": "Clean", "average": "Average"}
 
 
@@ -36,8 +38,8 @@ LABELS = {"model": "Model", "glimpses": "T", "gmacs": "GMACs", "clean": "Clean",
 class Table2:
     """Accuracies as fractions, a row per model and glimpses used; NaN where cells are missing.
 
-    values: columns model, glimpses, gmacs, clean, average (over the 15, extras aside), then the
-        corruptions in the paper's order.
+    values: columns model, glimpses, gmacs, clean, average (over all but our 4 extras), then the corruptions:
+        ours in the paper's order, then those that a saved set has of its own.
     is_best: bool, the same rows, for average and the corruptions: not significantly below the highest.
     """
 
@@ -47,7 +49,22 @@ class Table2:
     @property
     def corruptions(self) -> list[str]:
         """The corruptions it has columns for."""
-        return [name for name in self.values.columns if name in CORRUPTIONS]
+        return [name for name in self.values.columns if name not in (*LABELS, "average")]
+
+
+def short_name(corruption: str) -> str:
+    """Return what a column is called: our short name, or a saved set's own name as it is."""
+    return SHORT.get(corruption, corruption)
+
+
+def family_of(corruption: str) -> str:
+    """Return the family of a corruption, OTHER where it is none of ours."""
+    return CORRUPTIONS[corruption].family if corruption in CORRUPTIONS else OTHER
+
+
+def is_extra(corruption: str) -> bool:
+    """Return whether a corruption is one of our 4 extras, which means leave out where there are others."""
+    return corruption in CORRUPTIONS and CORRUPTIONS[corruption].extra
 
 
 def table2(results: pd.DataFrame, correct: pd.DataFrame) -> Table2:
@@ -61,9 +78,11 @@ def table2(results: pd.DataFrame, correct: pd.DataFrame) -> Table2:
     asked = results[results["kind"] == "corruption"]
     cells = _means(corrupted, ["model", "exit", "corruption"], asked["severity"].nunique())
     means = cells.unstack("corruption")
-    columns = [name for name in names(extras=True) if name in set(asked["corruption"])]
+    found = set(asked["corruption"])
+    columns = [name for name in names(extras=True) if name in found]
+    columns += sorted(found - set(columns))
     means = means.reindex(columns=columns)
-    means.insert(0, "average", means[_averaged(columns)].mean(axis=1, skipna=False))
+    means.insert(0, "average", means[averaged_columns(columns)].mean(axis=1, skipna=False))
     clean = rows[rows["kind"] == "clean"].drop_duplicates(["model", "exit", "accuracy"])
     clean = clean.drop_duplicates(["model", "exit"], keep=False).set_index(["model", "exit"])
     means.insert(0, "clean", clean["accuracy"].reindex(means.index))
@@ -83,9 +102,9 @@ def _means(corrupted: pd.DataFrame, by: list[str], severities: int) -> pd.Series
     return accuracy.mean().where((accuracy.count() == severities) & (known == severities))
 
 
-def _averaged(columns: Sequence[str]) -> list[str]:
-    """Return the columns that the average is over: the 15, or the extras where there are no others."""
-    usual = [name for name in columns if not CORRUPTIONS[name].extra]
+def averaged_columns(columns: Sequence[str]) -> list[str]:
+    """Return the columns that the average is over: all but our 4 extras, or those where they are alone."""
+    usual = [name for name in columns if not is_extra(name)]
     return usual or list(columns)
 
 
@@ -98,7 +117,7 @@ def _best(means: pd.DataFrame, correct: pd.DataFrame, columns: Sequence[str]) ->
     is_best = np.zeros((len(means), len(shown)), bool)
     can_test = len(means) > 1 and len(correct) > 0 and correct.shape[1] > 1
     for x, column in enumerate(shown if can_test else []):
-        of = _averaged(columns) if column == "average" else [column]
+        of = averaged_columns(columns) if column == "average" else [column]
         scores = correct[correct.index.get_level_values("corruption").isin(of)]
         if scores.empty:
             continue
@@ -129,7 +148,7 @@ def paper_rows() -> pd.DataFrame:
 
 def to_markdown(table: Table2, *, paper: bool = False) -> str:
     """Return the table in percent, the best in bold; paper: the published rows below."""
-    header = [*LABELS.values(), *(SHORT[name] for name in table.corruptions)]
+    header = [*LABELS.values(), *(short_name(name) for name in table.corruptions)]
     lines = _lines(table, lambda text: f"**{text}**")
     if paper:
         lines += _lines(_published(table), lambda text: text)
@@ -139,7 +158,7 @@ def to_markdown(table: Table2, *, paper: bool = False) -> str:
 def to_latex(table: Table2, *, paper: bool = False) -> str:
     """Return the table for LaTeX with booktabs, corruptions under their families."""
     shown = table.corruptions
-    families = [(f, [n for n in shown if CORRUPTIONS[n].family == f]) for f in FAMILIES]
+    families = [(f, [n for n in shown if family_of(n) == f]) for f in (*FAMILIES, OTHER)]
     shown = [name for _, members in families for name in members]
     table = Table2(table.values[[*LABELS, *shown]], table.is_best[["average", *shown]])
     spans, rules, at = [], [], len(LABELS) + 1
@@ -160,7 +179,7 @@ def to_latex(table: Table2, *, paper: bool = False) -> str:
             r"\toprule",
             "&" * (len(LABELS) - 1) + " & " + " & ".join(spans) + r" \\",
             " ".join(rules),
-            " & ".join([*LABELS.values(), *(SHORT[name] for name in shown)]) + r" \\",
+            " & ".join([*LABELS.values(), *(latex(short_name(name)) for name in shown)]) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -175,7 +194,7 @@ def to_csv(table: Table2, *, paper: bool = False) -> str:
     values["is_best"] = [" ".join(c for c, b in row.items() if b) for row in row_dicts(table.is_best)]
     if paper:
         values = pd.concat([values, _published(table).values], ignore_index=True)
-    return values.to_csv(index=False, float_format="%.6g")
+    return csv_text(values, float_format="%.6g")
 
 
 def _published(table: Table2) -> Table2:
@@ -246,14 +265,17 @@ def baseline_from(results: pd.DataFrame, *, where: str) -> Baseline:
 def summary(results: pd.DataFrame, baseline: Baseline | None) -> pd.DataFrame:
     """Return per model and exit: clean accuracy, mean accuracy in all and per family, mCE, relative mCE.
 
+    A set with corruptions of its own has one family more, "other".
+
     mCE is NaN without a baseline, and where the baseline has other severities or lacks a corruption; relative
     mCE also where a corruption adds nothing to the baseline's clean error.
     """
     table = table2(results, pd.DataFrame())
-    values, columns = table.values, _averaged(table.corruptions)
+    values, columns = table.values, averaged_columns(table.corruptions)
     out = values[["model", "glimpses", "gmacs", "clean", "average"]].copy()
-    for family in FAMILIES:
-        members = [name for name in columns if CORRUPTIONS[name].family == family]
+    has_own = any(family_of(name) == OTHER for name in columns)
+    for family in (*FAMILIES, OTHER) if has_own else FAMILIES:
+        members = [name for name in columns if family_of(name) == family]
         out[family] = values[members].mean(axis=1, skipna=False) if members else np.nan
     asked = results[results["kind"] == "corruption"]
     severities = tuple(sorted(int(s) for s in asked["severity"].unique()))
@@ -276,9 +298,8 @@ def summary(results: pd.DataFrame, baseline: Baseline | None) -> pd.DataFrame:
 
 def summary_markdown(frame: pd.DataFrame) -> str:
     """Return summary() in percent."""
-    header = [
-        "Model", "T", "GMACs", "Clean", "Mean", *(f.title() for f in FAMILIES), "mCE", "Relative mCE",
-    ]  # fmt: skip
+    families = [f.title() for f in (*FAMILIES, OTHER) if f in frame]
+    header = ["Model", "T", "GMACs", "Clean", "Mean", *families, "mCE", "Relative mCE"]
     lines = []
     for row in row_dicts(frame):
         first = [str(row["model"]), str(int(row["glimpses"])), _number(row["gmacs"], 4)]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from robustglimpse.records import PROTOCOLS, UserError
 from robustglimpse.registry import fraction_text
+from robustglimpse.texts import safe
 
 # From the mildest to the hardest, as readers should meet them.
 PROTOCOL_ORDER = tuple(sorted(PROTOCOLS, key=lambda name: PROTOCOLS[name].rank))
@@ -334,11 +335,12 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return an aligned Markdown table."""
-    widths = [max(len(str(row[i])) for row in [header, *lines]) for i in range(len(header))]
+    """Return an aligned Markdown table; what a cell says stays in it, whatever it is."""
+    header, *lines = ([safe(cell, "markdown cell") for cell in row] for row in [header, *lines])
+    widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
     rule = ["-" * width for width in widths]
     rows = [
-        "| " + " | ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in [header, rule, *lines]
     ]
     return "\n".join(rows)
@@ -346,11 +348,7 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def latex(text: str) -> str:
     """Return text that LaTeX prints as it is."""
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-        "∞": r"$\infty$", "≤": r"$\leq$", "<": r"$<$", ">": r"$>$", **{c: "\\" + c for c in "&%$#_{}"},
-    }  # fmt: skip
-    return "".join(special.get(c, c) for c in text.replace("<=", "≤"))
+    return safe(text, "latex")
 
 
 def row_dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from robustglimpse.policy import GOOD, VERDICTS, Verdict
 from robustglimpse.regress import Detectable, Finding, Judgement
 from robustglimpse.report.tables import markdown, percent
 from robustglimpse.stats import Interval, wilson
+from robustglimpse.texts import one_line, safe
 
 # The worst first.
 ORDER: tuple[Verdict, ...] = (
@@ -39,7 +40,7 @@ def to_markdown(judgement: Judgement) -> str:
     lines = [
         f"### Robustness gate: {judgement.summary.upper()} (exit code {judgement.exit_code})",
         "",
-        f"`{judgement.run}` against `{judgement.baseline}`: {_counts(judgement)}.",
+        f"{_code(judgement.run)} against {_code(judgement.baseline)}: {_counts(judgement)}.",
     ]
     alike = _alike(judgement, findings)
     rows = [
@@ -49,12 +50,17 @@ def to_markdown(judgement: Judgement) -> str:
         lines += ["", markdown(HEADER, rows)]
     failing = dict.fromkeys(f.verdict for f in findings if judgement.fails(f))
     todo = [f"- {verdict}: {ADVICE[verdict]}." for verdict in failing]
-    notes = [f"- {note}" for note in judgement.notes]
+    notes = [f"- {safe(note, 'markdown')}" for note in judgement.notes]
     if todo or notes:
         lines += ["", *todo, *notes]
     if any(f.change for f in findings):
         lines += ["", _legend(judgement)]
     return "\n".join(lines)
+
+
+def _code(path: str) -> str:
+    """Return a path as code in Markdown, which nothing in it ends."""
+    return f"`{one_line(path).replace('`', ' ')}`"
 
 
 def _alike(judgement: Judgement, findings: Sequence[Finding]) -> list[list[Finding]]:
@@ -126,7 +132,7 @@ def _verdict(judgement: Judgement, finding: Finding) -> str:
 
 def _why(finding: Finding) -> str:
     acknowledged = f"acknowledged {finding.acknowledged}" if finding.acknowledged else ""
-    return "; ".join(filter(None, [acknowledged, finding.note])).replace("|", "\\|")
+    return "; ".join(filter(None, [acknowledged, finding.note]))
 
 
 def _accuracy(share: float | None, total: int) -> str:
@@ -188,17 +194,18 @@ def to_junit(judgement: Judgement) -> str:
     suite = ElementTree.Element("testsuite", name="robustglimpse regress")
     counts = {"failure": 0, "error": 0, "skipped": 0}
     for finding in judgement.findings:
-        case = ElementTree.SubElement(suite, "testcase", classname=finding.subject.model, name=finding.label)
+        told = {"classname": safe(finding.subject.model, "xml"), "name": safe(finding.label, "xml")}
+        case = ElementTree.SubElement(suite, "testcase", told)
         if finding.verdict in GOOD:
             continue
         kind = "error" if finding.verdict in ("missing", "not-comparable") else "failure"
         if not judgement.fails(finding):
             kind = "skipped"
         why = f"acknowledged {finding.acknowledged}" if finding.acknowledged else finding.note
-        entry = ElementTree.SubElement(case, kind, message=f"{finding.verdict}: {why}")
+        entry = ElementTree.SubElement(case, kind, message=safe(f"{finding.verdict}: {why}", "xml"))
         if kind != "skipped":
             entry.set("type", finding.verdict)
-            entry.text = _sentence(finding)
+            entry.text = safe(_sentence(finding), "xml")
         counts[kind] += 1
     if not judgement.findings:
         case = ElementTree.SubElement(suite, "testcase", classname="robustglimpse", name="selection")
@@ -234,16 +241,12 @@ def to_github(judgement: Judgement) -> str:
         if not finding.decides or finding.verdict == "pass":
             continue
         level = "error" if judgement.fails(finding) else "notice"
-        title = _escape(f"robustness: {finding.verdict}").replace(":", "%3A").replace(",", "%2C")
+        title = safe(f"robustness: {finding.verdict}", "github title")
         acknowledged = f" (acknowledged {finding.acknowledged})" if finding.acknowledged else ""
-        lines.append(f"::{level} title={title}::{_escape(_sentence(finding) + acknowledged)}")
+        lines.append(f"::{level} title={title}::{safe(_sentence(finding) + acknowledged, 'github')}")
     if not judgement.findings:
         lines.append("::error title=robustness%3A nothing selected::no cell to compare")
     return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def plan_markdown(rows: Sequence[Detectable]) -> str:

@@ -33,6 +33,7 @@ from robustglimpse.report.table2 import (
     to_markdown,
 )
 from robustglimpse.stats import ALEXNET_CLEAN_ERROR, ALEXNET_ERROR
+from robustglimpse.sweep import misfit
 
 NO_PAIRS = pd.DataFrame()
 FIRST = ["model", "glimpses", "gmacs", "clean", "average"]
@@ -448,6 +449,56 @@ def test_alexnet_against_itself_is_one_hundred_percent() -> None:
     assert own.errors == pytest.approx(ALEXNET_ERROR)
     assert (own.severities, own.clean_error) == ((1, 2, 3, 4, 5), pytest.approx(ALEXNET_CLEAN_ERROR))
     assert summary(rows, own).iloc[0]["mce"] == pytest.approx(1)
+
+
+# Corruptions that a saved set has of its own
+
+OWN = frame(
+    *grid(
+        "mgnet-r18", {"": [0.9], "near_focus": [0.8, 0.6], "low & light": [0.5, 0.3], "saturate": [0.1, 0.1]}
+    ),
+    *grid(
+        "ffnet-r18", {"": [0.8], "near_focus": [0.4, 0.2], "low & light": [0.1, 0.1], "saturate": [0.9, 0.9]}
+    ),
+)
+
+
+def test_a_set_s_own_corruptions_have_columns_behind_ours_and_are_averaged() -> None:
+    mixed = pd.concat([OWN, TWO[TWO["exit"] == 1]], ignore_index=True)
+    mixed["model"] = "m"
+    mixed = mixed.drop_duplicates(["corruption", "severity"])
+    table = table2(mixed, NO_PAIRS)
+    assert table.corruptions == ["shot_noise", "snow", "saturate", "low & light", "near_focus"]
+    values = table2(OWN, NO_PAIRS).values
+    assert list(values.columns) == [*FIRST, "saturate", "low & light", "near_focus"]
+    assert values["near_focus"].tolist() == pytest.approx([0.3, 0.7])
+    assert values["average"].tolist() == pytest.approx([0.2, 0.55]), "the extra is left out, as ever"
+
+
+def test_their_names_are_shown_as_they_are_and_escaped_for_latex() -> None:
+    table = table2(OWN, NO_PAIRS)
+    assert split(to_markdown(table).splitlines()[0])[5:] == ["Saturate", "low & light", "near_focus"]
+    text = to_latex(table)
+    assert r"\multicolumn{1}{c}{Digital} & \multicolumn{2}{c}{Other}" in text
+    assert r"Saturate & low \& light & near\_focus \\" in text
+    assert list(pd.read_csv(io.StringIO(to_csv(table))).columns)[5:8] == [
+        "saturate",
+        "low & light",
+        "near_focus",
+    ]
+    titles = [text.get_text() for text in figures.table2_heatmap(table).axes[0].get_xticklabels()]
+    assert titles == ["Clean", "Average", "Saturate", "low & light", "near_focus"]
+
+
+def test_they_are_a_family_of_their_own_and_have_no_mce() -> None:
+    found = summary(OWN, BASELINE)
+    assert found["other"].tolist() == pytest.approx([0.2, 0.55])
+    assert found["mce"].isna().all()
+    lines = [split(line) for line in summary_markdown(found).splitlines()]
+    assert lines[0][5:] == ["Noise", "Blur", "Weather", "Digital", "Other", "mCE", "Relative mCE"]
+    assert lines[2][-3:] == ["20.0", "-", "-"]
+    assert misfit(BASELINE, OWN) == "b lacks low & light, near_focus"
+    assert "other" not in summary(TWO, None), "there is no such family where there are only ours"
 
 
 # Figures

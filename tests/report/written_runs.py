@@ -28,7 +28,6 @@ class Grid:
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
         self.keys: list[str] = []
-        self.failed: list[dict[str, Any]] = []
 
     def add(
         self,
@@ -74,7 +73,7 @@ class Grid:
         self.keys.append(cell.key)
         if error:
             empty = dict.fromkeys(("steps", "exit", "correct", "total", "accuracy", "ci_low", "ci_high"))
-            self.failed.append({**common, **empty, "status": "failed", "error": error})
+            self.store.fail(cell, {**common, **empty, "status": "failed", "error": error}, "")
             return
         index = np.arange(total)
         rows, columns = [], []
@@ -116,7 +115,7 @@ class Grid:
                 "weights": {"a": "a" * 64}, "data": {"set": "d" * 64}, "cells": self.keys,
             }
         )  # fmt: skip
-        self.store.write_results(self.failed)
+        self.store.write_results()
         return self.store.root
 
 
