@@ -6,15 +6,19 @@ Nothing here imports torch at the top: --help and list start without it.
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from robustglimpse.notes import LOG
 from robustglimpse.records import PROTOCOLS, UserError
+from robustglimpse.texts import safe
 
 app = typer.Typer(
     help="Adversarial and corruption robustness of image classifiers, in numbers that hold.",
@@ -30,9 +34,19 @@ MODEL_HELP = "A name from `list models`, a .safetensors file, or a call: torchvi
 DataDir = Annotated[Path | None, typer.Option(help="The data set's archive or folder.")]
 Split = Annotated[str | None, typer.Option(help="Which split.  [default: the data set's test split]")]
 Size = Annotated[
-    int | None, typer.Option(help="Side of the images of an image folder, px.  [default: the model's own]")
+    int | None,
+    typer.Option(
+        help="Side of the images of an image folder, px; 0 for as stored.  [default: the model's own]"
+    ),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Fetch the public archive of --data, if any.")]
+ClassesOfData = Annotated[
+    bool,
+    typer.Option(
+        "--classes-of-data",
+        help="Let a model answer with the data's classes alone, by name: for ImageNet-A, -R and the like.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="Use so many images, of all classes.  [default: all]")]
 BatchSize = Annotated[
     int, typer.Option(help="Images at a time; results do not depend on it, but for a library's attacks.")
@@ -47,7 +61,9 @@ FrostDir = Annotated[
 ]
 Corruptions = Annotated[
     list[str] | None,
-    typer.Option(help="A name from `list corruptions`. Repeatable.  [default: the 15 of the paper]"),
+    typer.Option(
+        help="A name from `list corruptions`, or of a saved set. Repeatable.  [default: the 15 of the paper]"
+    ),
 ]
 
 
@@ -104,7 +120,8 @@ def main() -> None:
     try:
         app(prog_name="robustglimpse")
     except UserError as error:
-        print(f"robustglimpse: {error}", file=sys.stderr)
+        LOG.debug("%s", traceback.format_exc())
+        print(f"robustglimpse: {safe(error, 'terminal')}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         # Typer turns Ctrl-C into this exit code, without a word.
@@ -127,8 +144,12 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print where it failed, before the command: --debug bench ...")
+    ] = False,
 ) -> None:
-    pass
+    if debug:
+        LOG.setLevel(logging.DEBUG)
 
 
 @app.command()
@@ -156,6 +177,7 @@ def bench(
     split: Split = None,
     size: Size = None,
     download: Download = False,
+    classes_of_data: ClassesOfData = False,
     limit: Limit = None,
     batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
@@ -191,7 +213,7 @@ def bench(
         models=tuple(model), attacks=tuple(attack), steps=_steps(steps), eps=eps, step_size=step_size,
         curve=curve, norm=norm.value, restarts=restarts, protocols=tuple(protocol), data=data, split=split,
         data_dir=data_dir, size_px=size, download=download, limit=limit, batch_size=batch_size, seed=seed,
-        device=device, all_exits=exits,
+        device=device, all_exits=exits, classes_of_data=classes_of_data,
     )  # fmt: skip
     for line in steps_unused(asked):
         print(line, file=sys.stderr)
@@ -235,14 +257,15 @@ def corruptions(
     data: Annotated[
         str | None,
         typer.Option(
-            help="A set to corrupt, or one saved corrupted: imagenet-c, tiny-imagenet-c, cifar10-c.  "
-            "[default: the model's own]"
+            help="A set to corrupt, or one saved corrupted: imagenet-c, tiny-imagenet-c, cifar10-c, "
+            "cifar100-c.  [default: the model's own]"
         ),
     ] = None,
     data_dir: DataDir = None,
     split: Split = None,
     size: Size = None,
     download: Download = False,
+    classes_of_data: ClassesOfData = False,
     limit: Limit = None,
     batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(help="Seed of the random corruptions.")] = 0,
@@ -279,6 +302,7 @@ def corruptions(
         severities=_steps(severity, "severity", "--severity 1,2,3,4,5"), extras=extras, preset=preset,
         store=store.value, frost_dir=frost_dir, data=data, split=split, data_dir=data_dir, size_px=size,
         download=download, limit=limit, batch_size=batch_size, seed=seed, device=device,
+        classes_of_data=classes_of_data,
     )  # fmt: skip
     if sheet is not None:
         _draw_sheet(asked, sheet, sheet_index)
@@ -302,7 +326,7 @@ def _draw_sheet(asked: Any, path: Path, index: int) -> None:
 
 def _run_sweep(asked: Any, out: Path, baseline: str | None, paper: bool) -> None:
     from robustglimpse.report import figures, table2
-    from robustglimpse.store import Store
+    from robustglimpse.store import Store, csv_text
     from robustglimpse.sweep import correctness, misfit, read_baseline, sweep_corruptions
 
     divisor = read_baseline(baseline)
@@ -316,7 +340,7 @@ def _run_sweep(asked: Any, out: Path, baseline: str | None, paper: bool) -> None
             ("table2.md", table2.to_markdown(table, paper=paper)),
             ("table2.tex", table2.to_latex(table, paper=paper)),
             ("table2.csv", table2.to_csv(table, paper=paper)),
-            ("summary.csv", summary.to_csv(index=False, float_format="%.6g")),
+            ("summary.csv", csv_text(summary, float_format="%.6g")),
         ):
             store.write_text(name, text)
         figure = figures.table2_heatmap(table)
@@ -356,6 +380,7 @@ def exits_(
     split: Split = None,
     size: Size = None,
     download: Download = False,
+    classes_of_data: ClassesOfData = False,
     limit: Limit = None,
     batch_size: BatchSize = 64,
     seed: Annotated[int, typer.Option(help="Seed of the random starts.")] = 0,
@@ -380,7 +405,7 @@ def exits_(
     """
     from robustglimpse.exits import ExitStudy, exit_points, study_exits, threshold_table
     from robustglimpse.report import figures, tables
-    from robustglimpse.store import Store
+    from robustglimpse.store import Store, csv_text
 
     asked = ExitStudy(
         models=tuple(model), sizes=_steps(sizes, "sizes", "--sizes 32,48,64") if sizes else (),
@@ -388,17 +413,18 @@ def exits_(
         steps=(steps,), eps=eps, step_size=step_size, norm=norm.value, restarts=restarts,
         protocols=tuple(protocol), data=data, split=split, data_dir=data_dir, size_px=size,
         download=download, limit=limit, batch_size=batch_size, seed=seed, device=device,
+        classes_of_data=classes_of_data,
     )  # fmt: skip
     results = study_exits(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
     store = Store(out)
     points, rules = exit_points(results), threshold_table(results, store, asked.thresholds)
-    written = [store.write_text("figure3.csv", points.to_csv(index=False))]
+    written = [store.write_text("figure3.csv", csv_text(points))]
     drawn = {"figure3": figures.figure3(points, rules)} if points["gmacs"].notna().any() else {}
     if len(points):
         print(tables.markdown(*tables.points_grid(points)))
     if len(rules):
         print("", tables.markdown(*tables.rules_grid(rules)), sep="\n")
-        written.append(store.write_text("thresholds.csv", rules.to_csv(index=False)))
+        written.append(store.write_text("thresholds.csv", csv_text(rules)))
         drawn["thresholds"] = figures.thresholds_figure(rules)
     for stem, figure in drawn.items():
         for name in ("png", "svg"):
@@ -437,6 +463,7 @@ def glimpses_(
     split: Split = None,
     size: Size = None,
     download: Download = False,
+    classes_of_data: ClassesOfData = False,
     limit: Annotated[int, typer.Option(help="Look for cases among so many images.")] = 256,
     batch_size: BatchSize = 32,
     seed: Annotated[int, typer.Option(help="Seed of the random start.")] = 0,
@@ -466,7 +493,7 @@ def glimpses_(
             model=model, indices=tuple(index or ()), count=count, attack=attack, steps=(steps,), eps=eps,
             step_size=step_size, norm=norm.value, restarts=restarts, protocol=protocol, data=data,
             split=split, data_dir=data_dir, size_px=size, download=download, limit=limit,
-            batch_size=batch_size, seed=seed, device=device,
+            batch_size=batch_size, seed=seed, device=device, classes_of_data=classes_of_data,
         )
     )  # fmt: skip
     write_file(out, figures.render(glimpse_sheet(cases, title=title), out.suffix[1:]))
@@ -541,7 +568,8 @@ def corrupt(
 ) -> None:
     """Write a corrupted copy of an image folder, in the layout of ImageNet-C, for any tool to read.
 
-    The same command goes on after a stop.
+    The same command goes on after a stop, other corruptions and severities are added.  A folder that was
+    made with another source, seed, size, preset or store is refused: robustglimpse.json in it says what with.
 
     Example:
 
@@ -615,7 +643,7 @@ def compare_(
     from robustglimpse.compare import compare
     from robustglimpse.report import tables
     from robustglimpse.runner import Bench
-    from robustglimpse.store import Store
+    from robustglimpse.store import Store, csv_text
 
     asked = Bench(
         models=tuple(model), attacks=tuple(attack), steps=(steps,), eps=eps, step_size=step_size,
@@ -624,7 +652,7 @@ def compare_(
     )  # fmt: skip
     compared = compare(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
     print(tables.compare_table(compared))
-    Store(out).write_text("compare.csv", compared.to_csv(index=False))
+    Store(out).write_text("compare.csv", csv_text(compared))
     print(f"\n{out / 'compare.csv'}")
     if (compared["status"] != "ok").any():
         raise typer.Exit(1)
@@ -790,9 +818,9 @@ def profile_(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name from `list models`, a .safetensors file, or, with any of the next four options, an "
-            "architecture on random weights: ffnet-wrn50, mgnet-r34-nopool. Repeatable.  "
-            "[default: the paper's eight]"
+            help="A name from `list models`, a .safetensors file, a call (torchvision:resnet50), or, with "
+            "any of the next four options, an architecture on random weights: ffnet-wrn50, "
+            "mgnet-r34-nopool. Repeatable.  [default: the paper's eight]"
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images, px.  [default: 224]")] = None,
@@ -813,7 +841,8 @@ def profile_(
 ) -> None:
     """Tell what every exit costs: parameters, GMACs, latency and peak memory, beside the paper's Table 1.
 
-    GMACs twice: ours, which keep what earlier glimpses gave the attention, and as the paper counted.
+    GMACs twice: ours, which keep what earlier glimpses gave the attention, and as the paper counted. A model
+    from outside has one exit, and its GMACs are those that torch's counter finds; "-" where it cannot.
 
     Examples:
 
@@ -822,6 +851,8 @@ def profile_(
         robustglimpse profile --model mgnet-r18 --size 224 --classes 100 --glimpses 4 --downsample 7/3
 
         robustglimpse profile --model mgnet-r50 --batch-size 1,8 --format json
+
+        robustglimpse profile --model mgnet-r18 --model "torchvision:resnet18(weights=None)" --size 64
     """
     from robustglimpse import cost
     from robustglimpse.report import table1
@@ -930,23 +961,32 @@ def import_checkpoint(
         str, typer.Option(help="Channel standard deviations of its normalisation.")
     ] = "0.229,0.224,0.225",
     data: Annotated[str, typer.Option(help="Name of the data set it was trained on.")] = "",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of its classes: imagenet, imagenet100, or a file with a name a line, in the order of "
+            "the logits.  [default: numbers]"
+        ),
+    ] = None,
 ) -> None:
     """Turn a checkpoint of the MGNet authors' code into a .safetensors file that `--model` takes.
 
-    No code inside the checkpoint is run; one that needs that is refused.
+    No code inside the checkpoint is run: its weights are read, and what else it holds is passed over.
 
     Example:
 
         robustglimpse import-checkpoint FILE.ckpt --backbone resnet18 --glimpses 4 --downsample 7/3
-        --out mine.safetensors
+        --classes imagenet100 --out mine.safetensors
     """
     from robustglimpse.models.zoo import import_checkpoint as run
+    from robustglimpse.models.zoo import read_class_names
 
     if out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors, got {str(out)!r}")
     sha256 = run(
         file, out, backbone=backbone, glimpses=glimpses, downsample=downsample, size_px=size,
         gradient_scale=rescale, mean=_channels(mean, "mean"), std=_channels(std, "std"), dataset=data,
+        classes=None if classes is None else read_class_names(classes),
     )  # fmt: skip
     print(f"{out}\nsha256 {sha256}")
 

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from robustglimpse.attacks import ATTACKS, adapted_defaults, canonical, check_call, defaults_of, options_of
 from robustglimpse.records import UserError
 from robustglimpse.registry import Call, parse_call
+from robustglimpse.request import check_asked
 from robustglimpse.runner import Bench, bench, with_defaults
 from robustglimpse.stats import mcnemar
 from robustglimpse.store import Store, is_correct
+from robustglimpse.surroundings import own_surroundings
 
 PROTOCOL = "plain"
 COLUMNS = (
@@ -37,6 +39,7 @@ class _Side:
     excess: float
 
 
+@own_surroundings()
 def compare(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     """Run the attacks on the same images and return a row per model and attack, set beside the first attack.
 
@@ -47,6 +50,7 @@ def compare(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     first_other_default is the first argument whose default is not that of the first attack: what the
     difference would be had both been left alone.  Raises UserError for fewer than two attacks.
     """
+    check_asked(asked, Bench, "compare(Bench(models='mgnet-r18', attacks=['pgd', 'fgsm']), 'runs/mine')")
     if len(asked.attacks) < 2:
         raise UserError(
             "a comparison needs two attacks or more; for example --attack pgd --attack foolbox:LinfPGD"

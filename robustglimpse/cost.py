@@ -6,7 +6,8 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from math import nan, prod
 from statistics import median
 from typing import Any
 
@@ -14,19 +15,41 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from robustglimpse.models import DEFAULT_DATASET, is_from_outside, models, zoo
+from robustglimpse.models import (
+    DEFAULT_DATASET,
+    is_from_outside,
+    load_model,
+    models,
+    unknown_model,
+    zoo,
+)
 from robustglimpse.models.backbones import backbone_called
 from robustglimpse.models.fast import FastMGNet
 from robustglimpse.models.mgnet import Architecture, MGNet, bare_architecture
 from robustglimpse.models.packed import PackedBackbone
 from robustglimpse.progress import Progress, progress
-from robustglimpse.records import UserError
+from robustglimpse.records import Classifier, UserError
 
 WARM_UPS = 3  # unmeasured runs before the measured ones: the first allocate and choose kernels
 FEWEST_RUNS = 5  # even where they take longer than BUDGET_S
 BUDGET_S = 10.0
+# Operations that multiply and that torch's counter passes over, by name and by parts of their names.
+OPAQUE = frozenset(("mv", "addmv", "dot", "vdot", "addr", "addbmm"))
+PARTS = (
+    "attention",
+    "transformer",
+    "rnn",
+    "lstm",
+    "gru",
+    "mkldnn",
+    "int8",
+    "int4",
+    "int_mm",
+    "sparse",
+    "_cslt",
+)
 # What the paper measured, for where only some of it is asked for.
 PAPER_SIZE_PX, PAPER_CLASSES, PAPER_GLIMPSES, PAPER_DOWNSAMPLE = 224, 100, 4, "7/3"
 
@@ -46,20 +69,34 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """A model from outside to be measured, as it is attacked and judged.
+
+    size: height and width of its images, px.
+    """
+
+    classifier: Classifier
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class ExitCost:
     """What one exit of a model costs.
 
-    gmacs: billions of multiply-accumulates for one image, keys and values of earlier glimpses kept.
-    gmacs_published: as the paper counted them; see gmacs_as_published.
+    architecture: None for a model from outside.  size_px: of a non-square image its height.
+    params: None where the model's network is not known.
+    gmacs: billions of multiply-accumulates for one image, keys and values of earlier glimpses kept; NaN where
+        they cannot be counted.
+    gmacs_published: as the paper counted them; see gmacs_as_published.  NaN for models from outside.
     latency_ms: by batch size, the median over `runs` runs of a warm network (models.fast where is_fast).
-    peak_mb: by batch size, 10^6 bytes at the most at one time; see peak_bytes.
+    peak_mb: by batch size, 10^6 bytes at the most at one time; see peak_bytes.  NaN where that is not seen.
     """
 
     model: str
     exit: int
-    architecture: Architecture
+    architecture: Architecture | None
     size_px: int
-    params: int
+    params: int | None
     gmacs: float
     gmacs_published: float
     latency_ms: Mapping[int, float]
@@ -78,17 +115,26 @@ def subject(
     glimpses: int | None = None,
     downsample: str | None = None,
     device: str = "cpu",
-) -> Subject:
-    """Return the checkpoint called name, or, where any of the four options is given, the bare architecture.
+) -> Subject | Outside:
+    """Return the model called name, or, where any of the four options is given, the bare architecture.
 
     The options that are left out are then the paper's on ImageNet100; weights are random, from seed 0.
-    Raises UserError for a name that is neither, and for models from outside.
+    A model from outside is itself at every size_px.
+    Raises UserError for a name that is neither, and for the other options with a model from outside.
     """
+    options = {"classes": classes, "glimpses": glimpses, "downsample": downsample}
+    given = [f"--{key}" for key, value in options.items() if value is not None]
+    if size_px is not None and size_px < 1:
+        raise UserError(f"size must be at least 1 px, got {size_px}")
     if is_from_outside(name):
-        raise UserError(
-            f"{name}: only our own networks can be profiled, by exit; give a name such as mgnet-r18"
-        )
-    if (size_px, classes, glimpses, downsample) == (None, None, None, None):
+        if given:
+            raise UserError(
+                f"{name}: {' and '.join(given)} say what our own architectures are; say it of this model in "
+                "its call: classes=10"
+            )
+        classifier = load_model(name, device=device)
+        return Outside(classifier, _own_size(classifier) if size_px is None else _size(size_px))
+    if not given and size_px is None:
         _check_there_is_a_checkpoint(name)
         network, card = zoo.load_network(name)
         size_px = card.size_px
@@ -109,6 +155,16 @@ def subject(
     return Subject(name, zoo.frozen(network, device), size_px, params)
 
 
+def _size(size_px: int | tuple[int, int]) -> tuple[int, int]:
+    """Return a height and a width, which may be given as one number."""
+    return (size_px, size_px) if isinstance(size_px, int) else size_px
+
+
+def _own_size(classifier: Classifier) -> tuple[int, int]:
+    """Return the height and width of what the classifier's network gets."""
+    return _size(classifier.meta.get("input_px", classifier.size_px))
+
+
 def _check_there_is_a_checkpoint(name: str) -> None:
     """Raise UserError for an architecture's name that no checkpoint has; others are the zoo's to judge."""
     known = name in models() or f"{name}@{DEFAULT_DATASET}" in models()
@@ -118,27 +174,38 @@ def _check_there_is_a_checkpoint(name: str) -> None:
             f"{name}: there is no such checkpoint (robustglimpse list models); give --size "
             f"{PAPER_SIZE_PX} for the architecture on random weights"
         )
+    if not known and not name.endswith(".safetensors"):
+        raise unknown_model(name)
 
 
 def profile(
-    subjects: Sequence[Subject],
+    subjects: Sequence[Subject | Outside],
     *,
     batch_sizes: Sequence[int] = (1, 32),
     repeats: int = 30,
     is_fast: bool = False,
 ) -> list[ExitCost]:
-    """Return what every exit of every network costs, in their order.
+    """Return what every exit of every network costs, in their order; a model from outside has one.
 
     is_fast: time the networks rewritten for answers alone (models.fast), on the CPU; the rest stays.
     repeats: measured runs of each exit and batch size; fewer, but at least 5, where they take above 10 s.
     """
     if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
         raise UserError(f"repeats and batch sizes must be at least 1, got {repeats} and {list(batch_sizes)}")
-    if is_fast and any(_device(s).type != "cpu" for s in subjects):
-        raise UserError("--fast is for the CPU; give --device cpu with it, or leave it out")
-    exits = sum(s.network.architecture.glimpses for s in subjects)
+    for s in subjects:
+        if is_fast and isinstance(s, Outside):
+            raise UserError(f"{s.classifier.name}: --fast is for our own networks; leave it or the model out")
+        if is_fast and isinstance(s, Subject) and _device(s).type != "cpu":
+            raise UserError("--fast is for the CPU; give --device cpu with it, or leave it out")
+    exits = sum(s.network.architecture.glimpses if isinstance(s, Subject) else 1 for s in subjects)
     with progress(exits * len(batch_sizes), "profile") as report:
-        return [cost for s in subjects for cost in _exits(s, batch_sizes, repeats, report, is_fast)]
+        costs: list[ExitCost] = []
+        for s in subjects:
+            if isinstance(s, Subject):
+                costs += _exits(s, batch_sizes, repeats, report, is_fast)
+            else:
+                costs.append(_outside(s, batch_sizes, repeats, report))
+        return costs
 
 
 def _device(s: Subject) -> torch.device:
@@ -157,7 +224,7 @@ def _exits(
     for t in range(1, architecture.glimpses + 1):
         ms, mb, runs = {}, {}, {}
         for size in batch_sizes:
-            x = _images(size, s.size_px, device)
+            x = _images(size, (s.size_px, s.size_px), device)
             run = _forward(s.network, x, t)
             timed = partial(rewritten, x, glimpses=t) if rewritten else run
             seconds = timings(timed, repeats, device)
@@ -174,10 +241,55 @@ def _exits(
     return costs
 
 
-def _images(count: int, size_px: int, device: torch.device) -> Tensor:
+def _outside(s: Outside, batch_sizes: Sequence[int], repeats: int, report: Progress) -> ExitCost:
+    """Return what the last exit of a model from outside costs."""
+    classifier, device = s.classifier, torch.device(s.classifier.meta.get("device", "cpu"))
+    module = classifier.meta.get("module")
+    ms, mb, runs = {}, {}, {}
+    for k, size in enumerate(batch_sizes):
+        x = _images(size, s.size, device).sigmoid()  # pixels: it normalises itself
+        run = _answer(classifier, x)
+        seconds = timings(run, repeats, device)
+        ms[size], runs[size] = 1000 * median(seconds), len(seconds)
+        mb[size] = nan if module is None or _is_hidden(module, device) else peak_bytes(run, module, x) / 1e6
+        report(k + 1, f"{classifier.name}, batch {size}")
+    params = None if module is None else sum(p.numel() for p in module.parameters())
+    gmacs = gmacs_of(classifier, s.size)
+    return ExitCost(
+        classifier.name, len(gmacs), None, s.size[0], params, gmacs[-1], nan, ms, mb, runs, str(device),
+        torch.get_num_threads(), False,
+    )  # fmt: skip
+
+
+def _is_hidden(module: nn.Module, device: torch.device) -> bool:
+    """Return whether tensors in it go unseen: on the CPU they are followed, which compiled code evades."""
+    return device.type != "cuda" and any(
+        isinstance(part, torch.jit.ScriptModule) or type(part).__name__ == "OptimizedModule"
+        for part in module.modules()
+    )
+
+
+def _answer(classifier: Classifier, x: Tensor) -> Callable[[], object]:
+    """Return a run of the classifier, as a judge asks it; it must answer at this batch size."""
+
+    @torch.no_grad()
+    def run() -> object:
+        return classifier.logits(x)
+
+    try:
+        run()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{classifier.name}: it cannot answer {len(x)} images at once "
+            f"({next(iter(str(error).splitlines()), type(error).__name__)[:140]}); give another --batch-size"
+        ) from error
+    return run
+
+
+def _images(count: int, size: tuple[int, int], device: torch.device) -> Tensor:
     """Return normalised images as a classifier hands them to its network: noise, channels-last."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 3, size_px, size_px, generator=generator).to(device)
+    x = torch.randn(count, 3, *size, generator=generator).to(device)
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -259,6 +371,88 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= self._alive.pop(key)
 
 
+def gmacs_of(classifier: Classifier, size_px: int | tuple[int, int] | None = None) -> tuple[float, ...]:
+    """Return the billions of multiply-accumulates up to each exit of any classifier, for one image.
+
+    size_px: of what its network gets: a side, or height and width; None for the classifier's own.
+    One of our networks is counted exit by exit.  Another with one exit is run once on an image of noise, and
+    torch's counter follows its operations.  NaN where that cannot be told: for several exits, for a rule that
+    stops early, and for a model that fails or whose products are inside an operation that is not known.
+    """
+    size = _own_size(classifier) if size_px is None else _size(size_px)
+    architecture = classifier.meta.get("architecture")
+    if architecture is not None and size[0] == size[1]:
+        return gmacs_per_exit(architecture, size[0])
+    exits = int(classifier.meta.get("exits", 1))
+    if architecture is not None or exits > 1 or "threshold" in classifier.meta:
+        return (nan,) * exits
+    try:
+        counts = _COUNTS.setdefault(classifier.logits, {})
+    except TypeError:  # some callables cannot be kept weakly
+        counts = {}
+    if size not in counts:
+        counts[size] = _count(classifier, size)
+    return (counts[size],)
+
+
+_COUNTS: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], float]] = weakref.WeakKeyDictionary()
+
+
+def _count(classifier: Classifier, size: tuple[int, int]) -> float:
+    """Return the billions of multiply-accumulates of one answer, NaN where they cannot be counted.
+
+    With gradients: without them, attention takes a shortcut that is one operation to the counter.
+    """
+    device = torch.device(classifier.meta.get("device", "cpu"))
+    generator = torch.Generator().manual_seed(0)
+    count = int(classifier.meta.get("at_once", 1))  # of one that takes so many, whatever it is asked
+    x = torch.rand(count, 3, *size, generator=generator).to(device)
+    for is_differentiated in (True, False):
+        seen = _Opaque()
+        try:
+            with (
+                torch.inference_mode(False),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                torch.set_grad_enabled(is_differentiated),
+                seen,
+                FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter,
+            ):
+                classifier.logits(x.clone().requires_grad_(is_differentiated))
+        except Exception:  # it is somebody else's code
+            continue
+        return nan if seen.found else counter.get_total_flops() / 2e9 / count
+    return nan
+
+
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Return the operations of attention over shapes [..., L, E], [..., S, E] and [..., S, V]."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+# The CPU's own kernel, which torch's counter passes over.
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+COUNTED = {*flop_registry, *ATTENTION}
+
+
+class _Opaque(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes operations that multiply, and that torch's counter passes over."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "overloadpacket", None) not in COUNTED:
+            namespace, _, name = getattr(func, "name", lambda: str(func))().partition("::")
+            name = name.partition(".")[0]
+            if namespace not in ("aten", "prim", "prims") or name in OPAQUE or any(p in name for p in PARTS):
+                self.found.add(f"{namespace}::{name}")
+        return func(*args, **(kwargs or {}))
+
+
+@cache
 def gmacs_per_exit(architecture: Architecture, size_px: int) -> tuple[float, ...]:
     """Return the billions of multiply-accumulates up to each exit, for one size_px square image.
 

@@ -23,10 +23,14 @@ from robustglimpse import evaluate
 from robustglimpse.data import Dataset
 from robustglimpse.models.exits import by_confidence, check_threshold, confidence, first_sure
 from robustglimpse.models.resized import at_size
+from robustglimpse.notes import tell
+from robustglimpse.pairs import each_model
 from robustglimpse.records import Batch, Classifier, Norm, UserError
-from robustglimpse.runner import Bench, Work, choose_device, each_model, plan_work, run_all, run_info
+from robustglimpse.request import check_asked, understood
+from robustglimpse.runner import Bench, Work, choose_device, plan_work, run_all, run_info
 from robustglimpse.stats import mean_difference, wilson
 from robustglimpse.store import Columns, Store
+from robustglimpse.surroundings import own_surroundings
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 LAST_EXIT, RULE = "last exit", "rule"  # what an attack was made against
@@ -41,6 +45,7 @@ RULE_COLUMNS = (
 )  # fmt: skip
 
 
+@understood
 @dataclass(frozen=True)
 class ExitStudy:
     """What `robustglimpse exits` is asked for; every field is also a flag, most of them those of Bench.
@@ -70,8 +75,10 @@ class ExitStudy:
     batch_size: int = 64
     seed: int = 0
     device: str = "auto"
+    classes_of_data: bool = False
 
 
+@own_surroundings()
 def study_exits(asked: ExitStudy, out: Path, *, command: str = "") -> pd.DataFrame:
     """Run every cell that out does not hold yet; return the rows asked for, as in out/results.csv.
 
@@ -79,6 +86,7 @@ def study_exits(asked: ExitStudy, out: Path, *, command: str = "") -> pd.DataFra
     same images (judge "image").  Two columns are added: network, the model whatever its size, and threshold,
     NaN but where a rule was attacked.  Raises UserError for what cannot be asked, before anything is run.
     """
+    check_asked(asked, ExitStudy, "study_exits(ExitStudy(models='mgnet-r18'), 'runs/mine')")
     for threshold in asked.thresholds:
         check_threshold(threshold)
     if not asked.thresholds:
@@ -93,8 +101,8 @@ def study_exits(asked: ExitStudy, out: Path, *, command: str = "") -> pd.DataFra
     ]
     store = Store(out)
     store.add_run(run_info(asked, work, device, command))
-    failed = run_all([[w] for w in work], store, device, title="exits")
-    results = store.results({w.cell.key for w in work}, failed)
+    run_all([[w] for w in work], store, device, title="exits")
+    results = store.results({w.cell.key for w in work})
     networks = {w.cell.key: w.classifier.meta.get("network", w.cell.model) for w in work}
     rules = {w.cell.key: float(w.classifier.meta.get("threshold", nan)) for w in work}
     return results.assign(network=results["cell"].map(networks), threshold=results["cell"].map(rules))
@@ -115,8 +123,10 @@ def _at_sizes(asked: ExitStudy, device: str) -> Iterator[Classifier]:
 def _with_rules(planned: Work, asked: ExitStudy) -> Iterator[Work]:
     """Yield a planned cell judged at every exit, and behind an attacked one the attacks on the rules."""
     yield replace(planned, cell=replace(planned.cell, exits="image"), judge=_judge_image)
-    count = planned.classifier.meta.get("exits", 1)
-    if not asked.against_rule or planned.plan is None or count == 1:
+    if not asked.against_rule or planned.plan is None:
+        return
+    if planned.classifier.meta.get("exits", 1) == 1:
+        tell(f"{planned.cell.model}: it has one exit, so there is no rule to attack")
         return
     plan = planned.plan
     if not plan.keeps_last:  # who leaves early has no gradient into later exits: follow these in turn as well
@@ -130,14 +140,15 @@ def _with_rules(planned: Work, asked: ExitStudy) -> Iterator[Work]:
 
 def _judge_image(w: Work, batch: Batch, device: str) -> Columns:
     """Return the outcome columns of every exit on one image per sample, with the exit's confidence on it."""
-    columns = evaluate.judge_clean(w.classifier, batch, device=device, all_exits=True)
+    key = w.cell.key
+    columns = evaluate.judge_clean(w.classifier, batch, device=device, all_exits=True, key=key)
     shown = batch.images.to(device).float() / 255
     count = len(columns["index"]) // len(batch.labels)
     if w.plan is not None:
-        last, shown = evaluate.attack_images(w.classifier, batch, w.plan, device=device)
+        last, shown = evaluate.attack_images(w.classifier, batch, w.plan, device=device, key=f"{key} image")
         if w.plan.keeps_last:
             last = {**last, "pred": last[f"pred_at_{w.plan.steps[-1]}"]}
-    with torch.no_grad():
+    with torch.no_grad(), evaluate.own_draws(w.classifier, batch, f"{key} exits"):
         exits = w.classifier.exits(shown)
     if w.plan is not None:
         columns = _beside_last(columns, last, exits.argmax(2).flatten().cpu().numpy(), count)
@@ -167,8 +178,9 @@ def _beside_last(clean: Columns, last: Columns, pred: NDArray[Any], count: int) 
 def _judge_rule(w: Work, batch: Batch, device: str) -> Columns:
     """Return the outcome columns of a rule under attack, and the exit where each sample leaves then."""
     assert w.plan is not None
-    columns, shown = evaluate.attack_images(w.classifier, batch, w.plan, device=device)
-    with torch.no_grad():
+    key = w.cell.key
+    columns, shown = evaluate.attack_images(w.classifier, batch, w.plan, device=device, key=key)
+    with torch.no_grad(), evaluate.own_draws(w.classifier, batch, f"{key} exits"):
         left = first_sure(w.classifier.exits(shown)[:-1], w.classifier.meta["threshold"]) + 1
     return {**columns, "exit": np.ones_like(columns["exit"]), "left_at": left.cpu().numpy()}
 

@@ -15,11 +15,15 @@ from robustglimpse import evaluate
 from robustglimpse.data import Dataset
 from robustglimpse.models.exits import confidence
 from robustglimpse.models.mgnet import look
+from robustglimpse.notes import tell
 from robustglimpse.records import Batch, Classifier, Norm, UserError
 from robustglimpse.report.glimpses import Case, Look, choose, quotas
+from robustglimpse.request import check_asked, understood
 from robustglimpse.runner import Bench, Work, choose_device, plan_work
+from robustglimpse.surroundings import own_surroundings
 
 
+@understood
 @dataclass(frozen=True)
 class Sheet:
     """What `robustglimpse glimpses` is asked for; every field is also a flag, most of them those of Bench.
@@ -46,14 +50,17 @@ class Sheet:
     batch_size: int = 32
     seed: int = 0
     device: str = "auto"
+    classes_of_data: bool = False
 
 
+@own_surroundings()
 def find_cases(asked: Sheet) -> tuple[str, list[Case]]:
     """Return what was done to which model, and the images asked for before and after it.
 
     Else some that were fooled, some that stand and some that were wrong before: the first of their kind in
     the data set's order, so that the same request shows the same.  Raises UserError for what cannot be asked.
     """
+    check_asked(asked, Sheet, "find_cases(Sheet('mgnet-r18'))")
     if asked.count < 1:
         raise UserError(f"count must be at least 1, got {asked.count}; for example --count 8")
     if any(index < 0 for index in asked.indices):
@@ -65,6 +72,8 @@ def find_cases(asked: Sheet) -> tuple[str, list[Case]]:
         shared["limit"] = max(asked.indices) + 1
     _, work = plan_work(Bench(**shared), device)
     title = _title(work, asked)
+    if work.classifier.meta.get("architecture") is None and work.classifier.meta.get("exits", 1) == 1:
+        tell(f"{work.cell.model}: it has no glimpses, so the sheet shows the whole image")
     if asked.indices:
         return title, [case for batch in _picked(work.dataset, asked) for case in _cases(work, batch, device)]
     found: list[Case] = []
@@ -100,7 +109,7 @@ def _picked(dataset: Dataset, asked: Sheet) -> Iterator[Batch]:
 def _cases(w: Work, batch: Batch, device: str) -> Iterator[Case]:
     """Yield every image of a batch, before and after the attack."""
     assert w.plan is not None
-    _, shown = evaluate.attack_images(w.classifier, batch, w.plan, device=device)
+    _, shown = evaluate.attack_images(w.classifier, batch, w.plan, device=device, key=w.cell.key)
     before = looks(w.classifier, batch.images.to(device).float() / 255)
     after = looks(w.classifier, shown)
     labels = [w.classifier.classes[label] for label in batch.labels.tolist()]
@@ -112,10 +121,20 @@ def looks(classifier: Classifier, x: Tensor) -> Sequence[Look]:
     """Return what the network saw in each image, x f32 [B,3,H,W] in [0,1], and what it answered."""
     with torch.no_grad():
         exits, regions = classifier.exits(x), classifier.trace(x)
+    if regions.shape != (len(exits), len(x), 3):
+        raise UserError(
+            f"{classifier.name}: expected a region for each of {len(exits)} exits from trace, "
+            f"[{len(exits)},{len(x)},3], got {list(regions.shape)}; of the whole image it is (1, 0, 0)"
+        )
     architecture = classifier.meta.get("architecture")
     side = min(x.shape[2:])
     side = side if architecture is None else architecture.glimpse_px(side)
-    glimpses = [_picture(look(x, region, side)) for region in regions]
+    whole = regions.new_tensor([1.0, 0.0, 0.0])
+    glimpses = [
+        # A model without glimpses sees the image as it is, also where that is no square.
+        _picture(x if architecture is None and bool((region == whole).all()) else look(x, region, side))
+        for region in regions
+    ]
     answers, sure = exits.argmax(2).T.tolist(), confidence(exits).T.tolist()
     return [
         Look(

@@ -10,8 +10,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from robustglimpse.files import read_file
 from robustglimpse.records import UserError
 from robustglimpse.registry import find, unknown
+from robustglimpse.texts import LONGEST, one_line, shortened
 
 Verdict = Literal[
     "pass", "improved", "regressed", "inconclusive", "missing", "not-comparable", "evaluator-drift",
@@ -20,6 +22,7 @@ Verdict = Literal[
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 GOOD: tuple[Verdict, ...] = ("pass", "improved")
 EXITS = ("last", "all")
+MOST_BYTES = 1_000_000  # of a policy
 
 
 @dataclass(frozen=True)
@@ -172,11 +175,13 @@ def load_policy(path: Path | None, overrides: Mapping[str, Any] | None = None) -
     table: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: the policy cannot be read ({error.strerror}); check --policy") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not TOML ({error}); see docs/gate.md for an example") from None
+            table = tomllib.loads(read_file(path, most=MOST_BYTES).decode())
+        except UserError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            raise UserError(f"{path}: the policy cannot be read ({reason}); check --policy") from None
+        except (ValueError, RecursionError) as error:  # also what is no UTF-8, and numbers without end
+            reason = one_line(str(error))[:LONGEST] or type(error).__name__
+            raise UserError(f"{path}: not TOML ({reason}); see docs/gate.md for an example") from None
     return parse_policy({**table, **(overrides or {})}, where=str(path or "policy"))
 
 
@@ -197,7 +202,7 @@ def _check(table: Mapping[str, Any], known: Mapping[str, Any], where: str) -> No
         except UserError:
             raise UserError(f"{where}: {unknown(key, known, kind='key')}") from None
         if not is_right(value):
-            raise UserError(f"{where}: {key} must be {words}, got {value!r}")
+            raise UserError(f"{where}: {key} must be {words}, got {shortened(value)}")
 
 
 def _target(item: Mapping[str, Any], where: str) -> Target:

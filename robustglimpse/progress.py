@@ -45,7 +45,8 @@ def _bar(total: float, title: str) -> Iterator[Progress]:
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, note="")

@@ -27,6 +27,7 @@ from robustglimpse.data.augment import pipeline
 from robustglimpse.files import write_file
 from robustglimpse.models import zoo
 from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet
+from robustglimpse.notes import tell
 from robustglimpse.progress import Progress, progress
 from robustglimpse.records import Threat, UserError
 from robustglimpse.registry import Call, parse_call, resolve, unknown
@@ -148,6 +149,8 @@ def train(
         with team.first_before_others():
             dataset = load_data(recipe.dataset, split=recipe.train_split, data_dir=data_dir)
             test = load_data(recipe.dataset, split=recipe.test_split, data_dir=data_dir)
+            for note in dict.fromkeys((*dataset.notes, *test.notes)):
+                tell(note)
         run = _Run(recipe, dataset, team)
         run.resume(out / "last.pt")
         steps = recipe.epochs * run.steps_per_epoch

@@ -327,7 +327,9 @@ def test_corrupt_writes_a_copy_and_says_how_much(run: Run, photos: Path) -> None
     assert len(list(Path("copy/fog/1/n02").glob("*.JPEG"))) == 4
     assert size_of("copy/fog/3/n03/0.JPEG") == (32, 32)
     assert run(*command).out == "0 images written to copy\n"
-    assert run(*command, "--store", "exact", "--seed", "7").out == "24 images written to copy\n"
+    assert run(*command, "--severity", "2").out == "12 images written to copy\n"
+    line = run(*command, "--store", "exact", "--seed", "7").line
+    assert "copy was made with --seed 0 and --store jpeg85, not --seed 7 and --store exact" in line
 
 
 def test_corrupt_takes_224_px_and_all_of_the_paper_unless_told(
@@ -337,8 +339,14 @@ def test_corrupt_takes_224_px_and_all_of_the_paper_unless_told(
 
     monkeypatch.setattr(corruptions, "corrupt", lambda images, *_, **__: images)
     save_colours(tmp_path / "photos", ("n01",), count=1)
-    assert run("corrupt", "photos", "copy").out == "75 images written to copy\n"
-    assert sorted(path.name for path in Path("copy").iterdir()) == sorted(names())
+    ran = run("corrupt", "photos", "copy")
+    assert ran.out == "75 images written to copy\n"
+    assert ran.err.splitlines() == [
+        "photos: images are resized to 256 px (shorter side) and cropped to 224 px; --size 0 takes them as "
+        "they are stored",
+        "photos: 1 of 1 images is smaller than 256 px and enlarged",
+    ]
+    assert {path.name for path in Path("copy").iterdir()} == {*names(), "robustglimpse.json"}
     assert size_of("copy/fog/3/n01/0.JPEG") == (224, 224)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from math import isnan
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from robustglimpse import cli, cost
 from robustglimpse.cost import (
     Subject,
     gmacs_as_published,
+    gmacs_of,
     gmacs_per_exit,
     peak_bytes,
     profile,
@@ -28,7 +32,8 @@ from robustglimpse.cost import (
 from robustglimpse.models import WEIGHTS, zoo
 from robustglimpse.models.mgnet import Architecture, MGNet, bare_architecture, look
 from robustglimpse.models.packed import can_pack
-from robustglimpse.records import UserError
+from robustglimpse.models.wrapped import wrap
+from robustglimpse.records import Classifier, UserError
 from robustglimpse.report import table1
 from robustglimpse.report.table1 import SETTINGS, Published, published
 
@@ -260,6 +265,144 @@ def test_the_measured_network_answers_as_the_trained_one(small: Subject) -> None
         torch.testing.assert_close(small.network(x).logits, trained(x).logits, atol=1e-4, rtol=0)
 
 
+# Models from outside
+
+
+class Plain(nn.Module):
+    """Two layers whose products are counted by hand, and something that only looks like a product."""
+
+    def __init__(self, how: str = "") -> None:
+        super().__init__()
+        self.how = how
+        self.convolution = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+        self.lstm = nn.LSTM(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.convolution(x).mul(2).mean((2, 3))
+        if self.how == "opaque":
+            return self.lstm(features[None])[0][0]
+        if self.how == "detached":
+            with torch.no_grad():
+                return self.head(features)
+        if self.how == "breaks" and len(x) == 1:
+            raise ValueError("two at least")
+        return self.head(features)
+
+
+def outside(module: Any, size_px: int = 8) -> Classifier:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scripting
+        return wrap(module, name="plain", size_px=size_px)
+
+
+PLAIN_MACS = 4 * 27 * 8 * 8 + 4 * 5
+
+
+@pytest.mark.parametrize("how", ["", "detached"])
+def test_a_model_from_outside_is_counted_by_hand(how: str) -> None:
+    model = outside(Plain(how))
+    state = torch.random.get_rng_state()
+    assert gmacs_of(model) == (PLAIN_MACS / 1e9,)
+    assert gmacs_of(model, 16) == ((4 * 27 * 16 * 16 + 20) / 1e9,)
+    assert gmacs_of(model, (8, 12)) == ((4 * 27 * 8 * 12 + 20) / 1e9,)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    again = outside(Plain(how))
+    with torch.no_grad(), torch.inference_mode():
+        assert gmacs_of(again) == (PLAIN_MACS / 1e9,)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_scripted_model_is_counted_as_it_was() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    assert gmacs_of(outside(torch.jit.script(layers.eval()))) == (PLAIN_MACS / 1e9,)
+
+
+def test_a_model_that_takes_three_images_at_once_is_counted_for_one() -> None:
+    exported = torch.export.export(Plain().eval(), (torch.rand(3, 3, 8, 8),))
+    assert gmacs_of(outside(exported)) == (PLAIN_MACS / 1e9,)
+
+
+def test_what_cannot_be_counted_is_no_number() -> None:
+    assert isnan(gmacs_of(outside(Plain("opaque")))[0])
+    model = outside(Plain())
+    assert isnan(gmacs_of(replace(model, logits=Plain("breaks").eval()))[0])
+    several = replace(model, meta={**model.meta, "exits": 3})
+    assert [isnan(count) for count in gmacs_of(several)] == [True] * 3
+    assert isnan(gmacs_of(replace(model, meta={**model.meta, "threshold": 0.5}))[0])
+
+
+def test_attention_is_counted_with_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, of a layer with one head 8 wide over 4 x 4 patches of 2 px and the class token, 17 in all."""
+    from torchvision.models import VisionTransformer
+
+    tokens, width, hidden = 17, 8, 16
+    model = outside(VisionTransformer(8, 2, 1, 1, width, hidden, num_classes=5))
+    projections, products = 4 * tokens * width**2, 2 * tokens**2 * width
+    layers = 2 * tokens * width * hidden
+    expected = 16 * 12 * width + projections + products + layers + width * 5
+    assert gmacs_of(model) == (expected / 1e9,)
+
+
+def test_our_own_networks_are_counted_exit_by_exit_and_once(
+    mgnet: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = mgnet.meta["architecture"]
+    assert gmacs_of(mgnet, 64) == gmacs_per_exit(architecture, 64)
+    asked = outside(Plain())
+    first = gmacs_of(asked)
+    monkeypatch.setattr(cost, "_count", lambda *_: pytest.fail("it was counted already"))
+    monkeypatch.setattr(cost, "MGNet", lambda *_: pytest.fail("it was counted already"))
+    assert gmacs_of(replace(asked, name="another")) == first
+    assert gmacs_per_exit(replace(architecture), 64) == gmacs_of(mgnet)
+
+
+def test_a_model_from_outside_is_measured_as_one_exit() -> None:
+    (found,) = profile([subject("torchvision:resnet18(weights=None, classes=10, size_px=32)")],
+                       batch_sizes=(1, 2), repeats=1)  # fmt: skip
+    assert (found.exit, found.architecture, found.size_px) == (1, None, 32)
+    assert found.params == 11_176_512 + 10 * 513
+    assert found.gmacs == pytest.approx(0.0370, abs=1e-4)
+    assert 4e-6 * 0.99 * (found.params or 0) < found.peak_mb[1] < found.peak_mb[2] < 60
+    assert found.latency_ms.keys() == {1, 2}
+
+
+def test_what_is_not_known_of_a_model_is_a_dash_and_null() -> None:
+    model = outside(Plain("opaque"))
+    bare = replace(model, meta={"device": "cpu"})
+    costs = profile([cost.Outside(bare, (8, 8))], batch_sizes=(1,), repeats=1)
+    cells = [cell.strip() for cell in table1.to_markdown(costs).splitlines()[2].strip("|").split("|")]
+    assert cells[:6] == ["plain", "1", "-", "-", "-", "-"]
+    assert cells[-1] == "-"
+    (found,) = json.loads(table1.to_json(costs))
+    assert (found["params"], found["gmacs"], found["peak_mb"], found["backbone"]) == (None,) * 4
+    assert found["latency_ms"] > 0
+
+
+def test_a_model_that_takes_no_such_batch_is_refused() -> None:
+    model = cost.Outside(outside(Plain()), (8, 8))
+    broken = replace(model, classifier=replace(model.classifier, logits=Plain("breaks").eval()))
+    with pytest.raises(UserError, match=r"cannot answer 1 images at once \(two at least\); give another"):
+        profile([broken], batch_sizes=(2, 1), repeats=1)
+    with pytest.raises(UserError, match="--fast is for our own networks"):
+        profile([model], is_fast=True)
+
+
+def test_the_command_measures_ours_and_others_side_by_side() -> None:
+    arguments = ["profile", "--model", "ffnet-r18"]
+    arguments += ["--model", "torchvision:resnet18(weights=None, classes=100)"]
+    arguments += ["--size", "32", "--batch-size", "1", "--repeats", "1", "--device", "cpu"]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["ffnet-r18", "torchvision:resnet18(weights=None)"]
+    # Ours fuses 512 features with a region: keys, values and output of 515; its head of 100 is 3 wider.
+    difference = (3 * 515**2 + 300) / 1e9
+    assert float(lines[0][3]) - float(lines[1][3]) == pytest.approx(difference, abs=1e-4)
+    assert lines[1][4:6] == ["-", "-"]
+
+
 # Names
 
 
@@ -300,7 +443,14 @@ def test_without_options_a_name_is_a_checkpoint() -> None:
         ("mgnet-r18", {"size_px": 2}, "size must be at least 7/3 px, got 2"),
         ("mgnet-wrn50", {}, "no such checkpoint .* give --size 224"),
         ("mgnet-r81", {}, "did you mean 'mgnet-r18'"),
-        ("torchvision:resnet18", {}, "only our own networks"),
+        ("resnet18", {}, "did you mean torchvision:resnet18?"),
+        ("mine.pth", {}, "a call that names its network"),
+        (
+            "torchvision:resnet18(weights=None)",
+            {"classes": 7},
+            "--classes say what our own architectures are",
+        ),
+        ("torchvision:resnet18(weights=None)", {"size_px": 0}, "size must be at least 1 px, got 0"),
     ],
 )
 def test_another_name_is_refused(name: str, options: dict[str, object], message: str) -> None:

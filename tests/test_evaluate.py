@@ -22,10 +22,13 @@ from torch import Tensor
 
 from robustglimpse import evaluate
 from robustglimpse.attacks import ATTACKS, LOSS_NAMES, AttackRow, options_of
+from robustglimpse.attacks.adapters import LogitsModule
 from robustglimpse.attacks.geometry import ball
 from robustglimpse.attacks.loss import LOSSES
+from robustglimpse.models.surrogates import surrogate_of
 from robustglimpse.records import Batch, Classifier, Norm, Threat, UserError
 from robustglimpse.registry import parse_call
+from robustglimpse.watched import Watched
 
 
 def at_distance(weight: Tensor, images: Tensor, radius: float, norm: Norm) -> Callable[[Tensor], Tensor]:
@@ -332,3 +335,93 @@ def test_autoattack_costs_the_sum_of_its_parts() -> None:
         cost = spelled_out(row.cost, options["steps"], options.get("targets", 0))
         totals = [a + b for a, b in zip(totals, cost, strict=True)]
     assert ATTACKS["autoattack"].cost.startswith(f"{totals[0]} + {totals[1]} ")
+
+
+# What gradients are followed, and which are missing
+
+
+class ReturnsNone(torch.autograd.Function):
+    """The images as they are; a gradient of None."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return None
+
+
+def near_boundary() -> tuple[Classifier, Batch]:
+    """A linear model, and images of class 1 whose distance from class 0 is 0.02."""
+    weight, batch = anisotropic_weight(), random_batch(4)
+    return classifier_of(at_distance(weight, batch.images, 0.02, "linf")), batch
+
+
+@pytest.mark.parametrize("how", ["None", "cut off", "other weights alone"])
+def test_a_gradient_that_is_missing_counts_as_zero(how: str) -> None:
+    model, batch = near_boundary()
+    weight = torch.ones(1, requires_grad=True)
+    run = {
+        "None": lambda x: model.logits(ReturnsNone.apply(x)),
+        "cut off": lambda x: model.logits(x.detach()),
+        "other weights alone": lambda x: model.logits(x.detach()) * weight,
+    }[how]
+    plan = make_plan("pgd(steps=3, step_size=0.01, random_start=False)", Threat("linf", 0.06))
+    columns = evaluate.attack(classifier_of(run), batch, plan, device="cpu")
+    assert columns["first_success_step"].tolist() == [-1] * 4
+    assert columns["backwards"].tolist() == columns["zero_gradients"].tolist() == [3] * 4
+    columns = evaluate.attack(model, batch, plan, device="cpu")
+    assert columns["first_success_step"].tolist() == [3] * 4, "with its own it falls past 0.02"
+    assert columns["zero_gradients"].tolist() == [0] * 4
+
+
+def test_a_librarys_attack_gets_zeros_where_a_gradient_is_none() -> None:
+    model, batch = near_boundary()
+    lost = classifier_of(lambda x: model.logits(ReturnsNone.apply(x)))
+    shown = LogitsModule(Watched(surrogate_of(lost, "as-trained")), torch.device("cpu"))
+    x = (batch.images.float() / 255).requires_grad_()
+    (gradient,) = torch.autograd.grad(shown(x).sum(), x)
+    assert torch.equal(gradient, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("protocol", ["standard", "adaptive", "paper", "plain"])
+def test_a_classifier_made_by_hand_needs_no_surrogates(protocol: str) -> None:
+    model, batch = near_boundary()
+    bare = replace(model, surrogates={}, meta={})
+    plan = make_plan("pgd(steps=[1, 4], step_size=0.01)", Threat("linf", 0.03), protocol=protocol)
+    whole, own = (evaluate.attack(each, batch, plan, device="cpu") for each in (bare, model))
+    for name, column in own.items():
+        np.testing.assert_array_equal(whole[name], column, err_msg=name)
+
+
+def test_bare_functions_lend_their_gradients_at_their_own_values() -> None:
+    model, batch = near_boundary()
+
+    def steps(x: Tensor) -> Tensor:  # flat but where the class changes
+        return model.logits(x).sign()
+
+    plan = make_plan("pgd(steps=4, step_size=0.01, random_start=False)", Threat("linf", 0.03))
+    masked = replace(classifier_of(steps), surrogates={})
+    columns = evaluate.attack(masked, batch, plan, device="cpu")
+    assert columns["first_success_step"].tolist() == [-1] * 4
+    assert columns["zero_gradients"].tolist() == [4] * 4
+    lent = replace(masked, surrogates={"as-trained": model.logits})
+    columns = evaluate.attack(lent, batch, plan, device="cpu")
+    assert columns["first_success_step"].tolist() == [3] * 4
+    assert columns["zero_gradients"].tolist() == [0] * 4
+    # Clean, then twice each, its own and the lent one: the start, three steps.
+    assert columns["forwards"].tolist() == [1 + 2 * 4] * 4
+    wrong = replace(masked, surrogates={"as-trained": lambda x: -model.logits(x)})
+    columns = evaluate.attack(wrong, batch, plan, device="cpu")
+    assert columns["first_success_step"].tolist() == [-1] * 4, "the model's own logits decide"
+
+
+def test_an_unknown_surrogate_is_refused() -> None:
+    with pytest.raises(UserError, match="has no surrogate 'smooth'; give one of as-trained, no-detach"):
+        surrogate_of(near_boundary()[0], "smooth")
+    two = replace(classifier_of(lambda x: x), exits=lambda x: torch.stack([x, 3 * x]), surrogates={})
+    x = torch.rand(2, 3)
+    assert torch.equal(surrogate_of(two, "exit:1")(x), x)
+    assert torch.equal(surrogate_of(two, "mean-exits")(x), 2 * x)
+    assert torch.equal(surrogate_of(two, "exact")(x), 3 * x)

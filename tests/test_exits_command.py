@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from robustglimpse import cli, cost, evaluate
-from robustglimpse.data import Dataset
+from robustglimpse.data import Dataset, from_tensors
 from robustglimpse.exits import (
     POINT_COLUMNS,
     RULE_COLUMNS,
@@ -24,7 +26,9 @@ from robustglimpse.exits import (
     study_exits,
     threshold_table,
 )
+from robustglimpse.models.wrapped import wrap
 from robustglimpse.records import Classifier, UserError
+from robustglimpse.report import figures
 from robustglimpse.report.board import make_board
 from robustglimpse.stats import mean_difference
 from robustglimpse.store import Store, read_outcomes, read_results, read_run
@@ -340,6 +344,45 @@ def test_a_models_notes_are_told_once_whatever_the_sizes(
     noted = replace(ffnet, meta={**ffnet.meta, "notes": ("its weights are random",)})
     study_exits(ExitStudy((noted,), sizes=(32, 48), limit=1, device="cpu"), tmp_path)
     assert capsys.readouterr().err.count("its weights are random\n") == 1
+
+
+class Red(nn.Module):
+    """Tells how red an image is, in five steps; one layer of four channels, to have something to count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        red = x[:, 0].mean((1, 2))[:, None]
+        return -((red * 4 - torch.arange(5)) ** 2) + 0 * self.layer(x).mean((1, 2, 3))[:, None]
+
+
+def test_a_model_from_outside_has_one_exit_and_no_rule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    red = wrap(Red(), name="red", size_px=64)
+    images = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 3, 64, 64)
+    data = from_tensors(images, torch.arange(5), name="reds")
+    asked = replace(STUDY, models=(red,), data=data, against_rule=True)
+    results = study_exits(asked, tmp_path)
+    assert (results["status"] == "ok").all()
+    points = exit_points(results)
+    assert points[["condition", "size_px", "exit", "correct"]].to_numpy().tolist()[:2] == [
+        ["clean", 32, 1, 4], ["clean", 64, 1, 4],
+    ]  # fmt: skip
+    assert threshold_table(results, Store(tmp_path), asked.thresholds).empty
+    assert "red: it has one exit, so there is no rule to attack" in capsys.readouterr().err
+    counted = [cost.gmacs_of(red, size)[0] for size in (32, 64)]
+    assert counted == pytest.approx([12 * 32**2 / 1e9, 12 * 64**2 / 1e9])
+
+
+def test_a_figure_of_models_without_products_has_an_axis() -> None:
+    points = pd.DataFrame([dict.fromkeys(POINT_COLUMNS, "")]).assign(
+        model="m", family="", condition="clean", exit=1, size_px=8, gmacs=0.0, accuracy=0.5, ci_low=0.4,
+        ci_high=0.6,
+    )  # fmt: skip
+    figures.render(figures.figure3(points, pd.DataFrame(columns=list(RULE_COLUMNS))), "png")
 
 
 def test_the_commands_thresholds_are_those_of_python() -> None:

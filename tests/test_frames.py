@@ -87,7 +87,7 @@ def test_a_model_without_outcomes_is_named(run: Path) -> None:
 
 def test_models_on_other_images_are_not_paired(run: Path) -> None:
     samples = frames.outcomes(run)
-    samples.loc[samples["model"] == "at 0.7", "data_sha256"] = "other"
+    samples.loc[samples["model"] == "at 0.7", "images_sha256"] = "other"
     with pytest.raises(UserError, match="not run on the same images"):
         frames.paired_difference(samples, "at 0.5", "at 0.7")
 

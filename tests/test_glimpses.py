@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from robustglimpse import cli, evaluate
 from robustglimpse.data import Dataset, from_tensors
 from robustglimpse.glimpses import Sheet, find_cases, looks
 from robustglimpse.models.mgnet import look
+from robustglimpse.models.wrapped import wrap
 from robustglimpse.records import Classifier, UserError
+from robustglimpse.report import figures
+from robustglimpse.report.glimpses import glimpse_sheet
 from robustglimpse.runner import Bench, plan_work
 
 
@@ -51,6 +55,49 @@ def test_a_sheet_of_one_glimpse_shows_the_whole_image(ffnet: Classifier, digits:
     (one,) = looks(ffnet, torch.from_numpy(digits.images[:1]) / 255)
     assert one.regions.tolist() == [[1, 0, 0]]
     assert np.abs(one.glimpses[0].astype(int) - one.image).max() <= 1
+
+
+class Red(nn.Module):
+    """Tells how red an image is, in five steps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -((x[:, 0].mean((1, 2))[:, None] * 4 - torch.arange(5)) ** 2)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_model_from_outside_sees_the_whole_image_as_it_is(size: tuple[int, int], count: int) -> None:
+    model = wrap(Red(), name="red", size_px=16)
+    x = torch.rand(count, 3, *size)
+    found = looks(model, x)
+    assert len(found) == count
+    for one, image in zip(found, x, strict=True):
+        assert one.regions.tolist() == [[1, 0, 0]]
+        assert one.image.shape == (*size, 3)
+        assert np.array_equal(one.glimpses[0], one.image)
+        assert one.answers == (str(round(4 * float(image[0].mean()))),)
+
+
+def test_a_sheet_of_a_model_from_outside_says_that_it_has_no_glimpses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = torch.rand(5, 3, 16, 16)
+    data = from_tensors(images, torch.full((5,), 2), name="reds", classes=5)
+    model = wrap(Red(), name="red", size_px=16)
+    title, cases = find_cases(sheet(model, data, count=3))
+    assert title == "red on reds, PGD linf 4/255, 2 steps, standard"
+    assert len(cases) == 3
+    assert "red: it has no glimpses, so the sheet shows the whole image" in capsys.readouterr().err
+    figures.render(glimpse_sheet(cases, title=title), "png")
+
+
+def test_a_trace_of_another_shape_than_the_exits_is_refused() -> None:
+    model = wrap(Red(), name="red", size_px=16)
+    broken = replace(model, trace=lambda x: torch.tensor([1.0, 0, 0]).expand(len(x), 1, 3))
+    with pytest.raises(
+        UserError, match=r"a region for each of 1 exits from trace, \[1,2,3\], got \[2, 1, 3\]"
+    ):
+        looks(broken, torch.rand(2, 3, 16, 16))
 
 
 def test_named_images_are_attacked_as_in_a_run(mgnet: Classifier, answered: Dataset) -> None:

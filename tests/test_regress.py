@@ -434,9 +434,9 @@ def test_a_baseline_tells_what_the_run_told(made: Path, tmp_path: Path) -> None:
     assert "net, pgd 4/255, paper, 4 steps: - -> 88.7 %" in changes
     assert compare(base, made).exit_code == 0
     for ours, theirs in zip(read_outcomes(base), read_outcomes(made), strict=True):
-        assert (ours.cell, ours.provenance, ours.eps_text) == (
+        assert (ours.cell, ours.provenance.made_from, ours.eps_text) == (
             theirs.cell,
-            theirs.provenance,
+            theirs.provenance.made_from,
             theirs.eps_text,
         )
         assert np.array_equal(ours.index, theirs.index)

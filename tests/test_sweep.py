@@ -444,14 +444,18 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(
 # Paired scores
 
 
-def outcomes(root: Path, key: str, right: dict[int, list[int]]) -> None:
+def outcomes(root: Path, key: str, right: dict[int, list[int]], *, images: str = "same") -> None:
     """Write a cell's outcomes: per exit 1 where an image was right, backwards as no run writes them."""
     rows = [
         {"index": i, "label": 7, "exit": k, "pred": 7 if is_right else 1}
         for k, images in right.items()
         for i, is_right in enumerate(images)
     ]
-    (root / "outcomes").mkdir(parents=True, exist_ok=True)
+    for folder in ("outcomes", "cells"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    origin = {"weights_sha256": "w", "data_sha256": "numbered otherwise", "images_sha256": images}
+    record = {"schema": 1, "cell": {}, "provenance": origin, "rows": []}
+    (root / "cells" / f"{key}.json").write_text(json.dumps(record))
     pd.DataFrame(rows[::-1]).to_csv(root / "outcomes" / f"{key}.csv.gz", index=False)
 
 
@@ -498,6 +502,16 @@ def test_cells_of_unlike_images_are_not_paired(tmp_path: Path) -> None:
     assert len(correctness(results, Store(tmp_path))) == 0
     assert len(correctness(results[:1], Store(tmp_path))) == 1
     assert len(correctness(results[:0], Store(tmp_path))) == 0
+
+
+def test_models_on_other_images_of_one_name_are_not_paired(tmp_path: Path) -> None:
+    outcomes(tmp_path, "a", {1: [1, 0, 0]})
+    outcomes(tmp_path, "b", {1: [1, 0, 0]}, images="others")
+    outcomes(tmp_path, "c", {1: [0, 0, 1]})
+    apart = cells(("m", "fog", 1, 1, "a"), ("n", "fog", 1, 1, "b"))
+    assert len(correctness(apart, Store(tmp_path))) == 0
+    together = cells(("m", "fog", 1, 1, "a"), ("n", "fog", 1, 1, "c"))
+    assert len(correctness(together, Store(tmp_path))) == 2
 
 
 def test_models_of_different_data_are_not_paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
