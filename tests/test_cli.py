@@ -131,7 +131,7 @@ def test_classes_that_the_model_lacks_are_named(tmp_path: Path, refused: Refused
         (tmp_path / "pets" / name).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "pets" / name / "one.png")
     line = refused("bench", "--model", "mgnet-r18", "--data", "imagefolder:pets")
-    assert "has 10 classes, imagefolder:pets has 2, among them 'cat'" in line
+    assert "has 10 logits without names, imagefolder:pets 2 classes (the first is 'cat'); name the" in line
 
 
 def test_an_out_that_cannot_be_written_is_refused(tmp_path: Path, refused: Refused) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colours import save_level
 from torch import Tensor, nn
 
 from robustglimpse import Bench, UserError, bench, from_tensors, load_data, wrap
@@ -16,7 +17,6 @@ from robustglimpse.data import Dataset
 from robustglimpse.labels import match_classes
 from robustglimpse.models.restricted import restricted
 from robustglimpse.records import Classifier
-from tests.colours import save_level
 
 
 class Levels(nn.Module):

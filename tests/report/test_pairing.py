@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from colours import save_level
 from torch import Tensor, nn
 
 from robustglimpse import Bench, Sweep, bench, load_data, sweep_corruptions, wrap
@@ -14,7 +15,6 @@ from robustglimpse.data import Dataset
 from robustglimpse.records import Classifier
 from robustglimpse.report.board import Board, make_board
 from robustglimpse.store import read_run
-from tests.colours import save_level
 
 NAMES = ("ape", "bee", "cow")
 
