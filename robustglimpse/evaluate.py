@@ -104,7 +104,7 @@ def make_plan(
     if chosen.normalised and threat.scale is None:
         threat = Threat(threat.norm, threat.eps, scale=normalisation[1], bounds=None)
     check_threat(row, threat)
-    if row.iterative:
+    if row.iterative and "random_start" in options_of(row):
         options.setdefault("random_start", chosen.random_start)
     if row.runs_long and not row.is_adapted:  # its own defaults are part of its name
         known = options_of(row)

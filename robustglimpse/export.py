@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustglimpse import __version__, arguments
-from robustglimpse.corruptions import SEVERITIES, check_choices, names
+from robustglimpse.corruptions import SEVERITIES, check_choices, names, takes_textures
 from robustglimpse.corruptions.weather import frost_source
 from robustglimpse.data.decode import class_mixed, decoder
 from robustglimpse.data.folders import folder_images
@@ -71,7 +71,8 @@ def corrupt_folder(source: Path, target: Path, asked: Export) -> int:
     that cannot be written, or one that was made with anything else.
     """
     _check(asked)
-    texture = frost_source(asked.frost_dir) if "frost" in (asked.corruptions or names()) else None
+    has_frost = any(map(takes_textures, asked.corruptions or names()))
+    texture = frost_source(asked.frost_dir) if has_frost else None
     target = arguments.path(target, "target")
     folder, files = _images_of(arguments.path(source, "source"), target)
     content, sizes = _content(folder, files)

@@ -571,8 +571,9 @@ def _step_size(call: Call, eps: float) -> float:
     """Return the size of the steps that a call names, NaN where the attack finds its own."""
     if call.get("rel_stepsize") is not None:  # foolbox's, a share of eps
         return float(call.get("rel_stepsize")) * eps
-    size = call.get("step_size")
-    return float(eps if call.name == "fgsm" else "nan") if size is None else float(size)
+    size, row = call.get("step_size"), ATTACKS.get(call.name)
+    is_eps = row is not None and row.step_is_eps
+    return float(eps if is_eps else "nan") if size is None else float(size)
 
 
 def _labels_text(w: Work) -> str:

@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES, check_choices, names, preset_for
+from robustglimpse.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    check_choices,
+    names,
+    preset_for,
+    takes_textures,
+)
 from robustglimpse.corruptions.weather import frost_source
 from robustglimpse.data import DATASETS, Dataset, check_download, load_data
 from robustglimpse.data.precomputed import AS_SAVED, check_alike, find_cell, held_corruptions, load_cell
@@ -102,7 +109,7 @@ def _check(asked: Sweep) -> None:
     check_choices(corruptions=() if is_saved else asked.corruptions, preset=asked.preset, store=asked.store)
     for severity in asked.severities:
         check_choices(severity=severity)
-    if not is_saved and "frost" in asked.names:
+    if not is_saved and any(map(takes_textures, asked.names)):
         frost_source(asked.frost_dir)
 
 
@@ -117,7 +124,7 @@ def _own_groups(asked: Sweep, device: str) -> Iterator[list[Work]]:
         for severity in sorted(set(asked.severities)):
             for group in alike.values():
                 preset = asked.preset or preset_for(*group[0].dataset.images.shape[2:])
-                texture = frost_source(asked.frost_dir) if name == "frost" else ""
+                texture = frost_source(asked.frost_dir) if takes_textures(name) else ""
                 corruption = Corruption(name, severity, preset, asked.store, texture, asked.frost_dir)
                 yield [_corrupted(w, corruption, asked.seed) for w in group]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from robustglimpse.corruptions import CORRUPTIONS, SEVERITIES
-from robustglimpse.golden import GOLDEN, verify_corruptions
+from robustglimpse.golden import GOLDEN, make_golden, verify_corruptions
+from robustglimpse.records import UserError
 
 
 def altered(path: Path, *changes: tuple[str, int, int]) -> Path:
@@ -44,6 +46,21 @@ def test_five_levels_of_one_corruption_are_seen(tmp_path: Path) -> None:
     assert [name for name, check in checks.items() if not check.is_equal] == ["fog"]
     assert checks["fog"].worst_levels == 5
     assert checks["fog"].worst_share == 1
+
+
+def test_answers_that_lack_a_corruption_are_refused_and_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with np.load(GOLDEN) as stored:
+        np.savez(path, **{name: stored[name] for name in stored.files if "/fog/" not in name})
+    with pytest.raises(UserError, match=r"got none of fog; .*make_golden\(\) adds them"):
+        list(verify_corruptions(path))
+    before = altered(tmp_path / "b.npz", ("64/snow/2", 9, 1), ("64/fog/3", 9, 1))
+    with np.load(before) as stored:
+        np.savez(path, **{name: stored[name] for name in stored.files if name != "32/fog/1"})
+    make_golden(path)
+    assert [check.corruption for check in verify_corruptions(path) if not check.is_equal] == ["snow", "fog"]
+    make_golden(path, anew=("snow",))
+    assert [check.corruption for check in verify_corruptions(path) if not check.is_equal] == ["fog"]
 
 
 def test_rounding_is_let_through_where_there_is_any(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ LAYERS = [
         "regress",
         "testing",
         "train",
+        "register",
         "doctor",
     ],
     [
@@ -44,6 +45,8 @@ LAYERS = [
         "stats",
         "cost",
         "policy",
+        "questions",
+        "power",
     ],
     ["models", "data", "attacks", "corruptions", "recipes"],
     [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from robustglimpse.attacks import ATTACKS
+from robustglimpse.attacks import ATTACKS, options_of
 from robustglimpse.corruptions import CORRUPTIONS
 from robustglimpse.data import DATASETS
 from robustglimpse.data.augment import AUGMENTS, pipeline
@@ -74,6 +76,40 @@ def test_an_attack_makes_a_correct_linear_model_fail(name: str) -> None:
         **options,
     )
     assert 0 in [int(logits(x_adv).argmax()) for x_adv in iterates]
+
+
+def linear_logits(x: torch.Tensor) -> torch.Tensor:
+    weight = torch.linspace(-1, 1, 192).view(3, 8, 8)
+    score = (x * weight).flatten(1).sum(1)
+    return torch.stack([score, -score, score * 0.5], 1)
+
+
+def few_iterates(name: str, **options: Any) -> list[torch.Tensor]:
+    """Return the first three iterates of an attack on six images, of three steps if it is told how many."""
+    row = ATTACKS[name]
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels, draws = torch.zeros(6, dtype=torch.int64), options.pop("draws", KeyedDraws(0, torch.arange(6)))
+    short = {"steps": 3, "step_size": 0.02}
+    options |= {key: value for key, value in short.items() if key in options_of(row)}
+    return list(islice(resolve(row)(linear_logits, x, labels, Threat("linf", 0.05), draws, **options), 4))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_row_says_how_many_iterates_come(name: str) -> None:
+    row = ATTACKS[name]
+    assert not (row.iterative and row.runs_long)
+    assert set(options_of(row)) >= ({"steps", "step_size"} if row.iterative else set())
+    if not row.runs_long:
+        assert len(few_iterates(name)) == (3 if row.iterative else 1)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_row_says_whether_another_restart_is_another_attack(name: str) -> None:
+    row = ATTACKS[name]
+    options = {"random_start": False} if "random_start" in options_of(row) else {}
+    here, there = (few_iterates(name, draws=KeyedDraws(seed, torch.arange(6)), **options) for seed in (0, 1))
+    is_random = not all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    assert is_random == row.is_random, "set is_random where it draws numbers, whatever its random_start"
 
 
 @pytest.mark.parametrize("name", AUGMENTS)

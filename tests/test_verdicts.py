@@ -12,9 +12,11 @@ import torch
 from hand_made import anisotropic_weight, attacked, batch_of, classifier_of, linear, make_plan, random_batch
 from torch import Tensor
 
-from robustglimpse.attacks import ATTACKS, AttackRow
-from robustglimpse.evaluate import FRESH, SURE, judge_clean
+from robustglimpse import evaluate
+from robustglimpse.attacks import ATTACKS, AttackRow, options_of
+from robustglimpse.evaluate import FRESH, SURE, Plan, judge_clean
 from robustglimpse.records import Batch, Classifier, Norm, Threat
+from robustglimpse.registry import Call
 
 WEIGHT = anisotropic_weight()
 
@@ -197,6 +199,29 @@ def test_a_model_at_random_is_wrong_before_where_most_passes_are() -> None:
     assert (columns["clean_pred"] == 0).all()
 
 
+def drawn(x: Tensor) -> Tensor:
+    """Answer by torch's own random numbers, as dropout does."""
+    score = torch.rand(len(x)) - 0.5
+    return torch.stack([-score, score], 1)
+
+
+def test_a_model_at_random_draws_by_the_key_of_its_cell_and_by_nothing_else() -> None:
+    model, batch, threat = classifier_of(drawn, is_random=True), greys(60), Threat("linf", 0.001)
+    plan = make_plan("pgd(steps=2, step_size=0.001)", threat)
+    renamed = replace(plan, protocol=replace(plan.protocol, summary="told otherwise", rank=9))
+
+    def margins(plan: Plan, key: str) -> list[float]:
+        torch.rand(7)  # what the process has drawn before does not matter
+        return evaluate.attack(model, batch, plan, device="cpu", key=key)["margin"].tolist()
+
+    assert margins(plan, "a") == margins(renamed, "a")
+    assert margins(plan, "a") != margins(plan, "b")
+    clean = [judge_clean(model, batch, device="cpu", all_exits=False, key=k)["margin"] for k in "aab"]
+    assert clean[0].tolist() == clean[1].tolist() != clean[2].tolist()
+    images = [evaluate.attack_images(model, batch, p, device="cpu", key="a")[0] for p in (plan, renamed)]
+    assert images[0]["margin"].tolist() == images[1]["margin"].tolist()
+
+
 def test_votes_are_charged(made_up: Any) -> None:
     made_up(brighter(0.05, 0.15))
     steady = replace(bright(0.5), meta={"is_random": True})
@@ -301,13 +326,12 @@ def fragile(pixels: int, batch: Batch) -> Classifier:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm", "apgd", "fab_t"])
+@pytest.mark.parametrize("name", [n for n, r in ATTACKS.items() if r.needs == "gradients" and not r.parts])
 def test_gradients_that_are_no_numbers_are_counted_as_lost(name: str, norm: Norm) -> None:
     batch = random_batch(4)
     eps = 0.2 if norm == "linf" else 2.0
-    call = {"fgsm": name, "apgd": "apgd(steps=7)", "fab_t": "fab_t(steps=7)"}.get(
-        name, f"{name}(steps=7, step_size={eps / 4})"
-    )
+    short = {"steps": 7, "step_size": eps / 4}
+    call = str(Call(name, tuple((k, v) for k, v in short.items() if k in options_of(ATTACKS[name]))))
     columns = attacked(fragile(192, batch), batch, call, Threat(norm, eps))
     assert columns["zero_gradients"].tolist() == columns["backwards"].tolist()
     assert (columns["zero_gradients"] > 0).all()

