@@ -31,9 +31,12 @@ COLUMNS = (
 class _Side:
     """What an attack left of a model: verdicts bool [N] and predictions i64 [N], by index.
 
+    images: which ones they are, as the store tells it.  index: i64 [N], their places in the data set.
     excess: the farthest that an image was outside the ball, before it was drawn back.
     """
 
+    images: str
+    index: NDArray[np.int64]
     stands: NDArray[np.bool_]
     pred: NDArray[np.int64]
     excess: float
@@ -122,10 +125,13 @@ def _side(row: pd.Series, store: Store) -> _Side:
     most = int(row["steps"])
     stands = is_correct(outcomes, str(row["judge"]), most, most=most)
     column = f"pred_at_{most}" if row["judge"] == "last" else "pred"
-    return _Side(stands, outcomes[column].to_numpy(), float(outcomes["excess"].max()))
+    images, index = store.images(str(row["cell"])), outcomes["index"].to_numpy()
+    return _Side(images, index, stands, outcomes[column].to_numpy(), float(outcomes["excess"].max()))
 
 
 def _beside(first: _Side, side: _Side) -> dict[str, Any]:
+    if side.images != first.images or not np.array_equal(side.index, first.index):
+        raise ValueError("two attacks on different images cannot be paired")
     here, there = side.stands & ~first.stands, first.stands & ~side.stands
     differs = here | there | (side.pred != first.pred)
     return {

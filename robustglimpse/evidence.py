@@ -118,6 +118,9 @@ def read_record(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: not a cell's record (a row has another {other[0]} than the cell); {AGAIN}"
             )
+        corruption = row.get("corruption", "")
+        if corruption not in ("", *CORRUPTIONS) and not is_own_name(corruption, row.get("store")):
+            raise UserError(f"{path}: there is no corruption {corruption!r} here; {AGAIN}")
     return dict(record)
 
 
@@ -148,9 +151,6 @@ def whole_rows(path: Path, record: Row) -> list[Row]:
         lacking = [name for name in SORT_BY if name not in row]
         if lacking:
             raise UserError(f"{path}: not a cell's record (a row lacks {lacking[0]}); {AGAIN}")
-        is_ours = row["corruption"] in ("", *CORRUPTIONS)
-        if not is_ours and not is_own_name(row["corruption"], row.get("store")):
-            raise UserError(f"{path}: there is no corruption {row['corruption']!r} here; {AGAIN}")
     return rows
 
 

@@ -63,7 +63,7 @@ from robustglimpse.evidence import (
 from robustglimpse.files import check_writable, read_file, sweep, write_file
 from robustglimpse.notes import tell
 from robustglimpse.records import OUTCOME_COLUMNS, RESULT_COLUMNS, SCHEMA, Cell, UserError
-from robustglimpse.schema import AGAIN, NEAR, ProvenanceModel, RunModel, RunsModel, check, read_json
+from robustglimpse.schema import AGAIN, LARGEST, NEAR, ProvenanceModel, RunModel, RunsModel, check, read_json
 from robustglimpse.sheets import EXACT, csv_text, read_csv
 from robustglimpse.texts import from_csv, one_line
 
@@ -346,6 +346,9 @@ NUMBER_COLUMNS = tuple(c for c in RESULT_COLUMNS if c not in (*TEXT_COLUMNS, *WH
 def _read_one(file: Path) -> pd.DataFrame:
     try:
         frame = read_csv(read_file(file), TEXT_COLUMNS)
+        lacking = {"schema", "model", "status"} - set(frame)
+        if lacking:
+            raise ValueError(f"it lacks the column {min(lacking)}")
         newest = int(pd.to_numeric(frame["schema"]).max()) if len(frame) else SCHEMA
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise _no_results(file, one_line(str(error).partition("\n")[0])) from None
@@ -377,7 +380,10 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
         texts = frame[name].astype(object).where(frame[name].notna(), "").astype(str)
         frame[name] = texts.map(one_line)
     for name in WHOLE_COLUMNS:
-        frame[name] = pd.to_numeric(frame[name]).astype("Int64")
+        numbers = pd.to_numeric(frame[name])
+        if not numbers.dropna().between(-LARGEST if name == "seed" else 0, LARGEST).all():
+            raise ValueError(f"its column {name} holds a number out of range")
+        frame[name] = numbers.astype("Int64")
     for name in NUMBER_COLUMNS:
         frame[name] = pd.to_numeric(frame[name]).astype(float)
     return frame
@@ -518,8 +524,10 @@ def _disagreement(listed: pd.DataFrame | None, recorded: pd.DataFrame, cells: in
             for side in (ours, theirs):  # what came later is missing in one that is older
                 is_other &= side.notna() & (side != "").fillna(False).astype(bool)
             differs |= is_other
-    listed_rows = listed[listed["cell"].isin(recorded["cell"]) & (listed["status"] == "ok")]
-    unlike = int(differs.sum()) + len(listed_rows) - len(both)
+    here = listed[listed["cell"].isin(recorded["cell"]) & (listed["status"] == "ok")]
+    there = recorded[recorded["cell"].isin(here["cell"])]
+    alone = max(len(here) - len(both), len(there) - len(both.drop_duplicates(told)))
+    unlike = int(differs.sum()) + alone + int(here.duplicated(told).sum())
     lacking = len(set(recorded["cell"]) - set(listed["cell"]))
     notes = (
         [f"{unlike} rows of results.csv differ from the cells' records, which are shown"] if unlike else []

@@ -69,8 +69,8 @@ def from_csv(text: str) -> str:
 
 
 # What a spreadsheet takes for a formula, and what already looks guarded.
-_FORMULA = re.compile("'*[=+@＝＋＠－-]")
-_GUARDED = re.compile("'+[=+@＝＋＠－-]")
+_FORMULA = re.compile("[' ]*[=+@＝＋＠－-]")
+_GUARDED = re.compile("'[' ]*[=+@＝＋＠－-]")
 
 
 def _terminal(text: str) -> str:

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from robustglimpse.records import UserError
 from robustglimpse.report import figures
 from robustglimpse.report.board import Board
 from robustglimpse.report.tables import points_grid, rules_grid
+from robustglimpse.texts import one_line
 
 SHEET = "glimpses.png"
 SHEETS_BYTES = 800_000  # of all sheets on a page, so that the rest still fits
@@ -43,10 +45,14 @@ def exits_section(board: Board) -> Section | None:
         try:
             parts += _exits_parts(k, points, rules)
         except KeyError as error:
-            raise UserError(
-                f"{run.root}: {POINTS} or {RULES} lacks the column {error}; run its robustglimpse exits again"
-            ) from None
+            raise _damaged(run.root, f"lacks the column {error}") from None
+        except (ValueError, TypeError, OverflowError) as error:  # a text for a number, or one without end
+            raise _damaged(run.root, f"holds what cannot be drawn: {one_line(str(error))}") from None
     return Section("confidence", "Early exits", "\n".join([EXITS_NOTE, *parts])) if parts else None
+
+
+def _damaged(root: Path, reason: str) -> UserError:
+    return UserError(f"{root}: {POINTS} or {RULES} {reason}; run its robustglimpse exits again")
 
 
 EXITS_NOTE = (
