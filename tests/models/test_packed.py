@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +18,9 @@ from torch import Tensor
 
 from robustglimpse.models import packed
 from robustglimpse.models.backbones import BACKBONES, Backbone, fold_batch_norm_
-from robustglimpse.models.packed import PackedBackbone, can_pack
+from robustglimpse.models.packed import PackedBackbone, Tape, can_pack
 
+RESIDUAL = [name for name, row in BACKBONES.items() if row.torchvision]
 needs_packing = pytest.mark.skipif(not can_pack(), reason="this torch has no packed convolutions")
 
 
@@ -50,22 +58,111 @@ def _either_kind_of_convolution(request: pytest.FixtureRequest, monkeypatch: pyt
         pytest.skip("this torch has no packed convolutions")
 
 
-# The gradient jumps where a rectifier's input is about 0, so rounding may show, as it does in the plain one.
-@pytest.mark.usefixtures("_either_kind_of_convolution")
-@pytest.mark.parametrize("name", [*BACKBONES, "resnet18-nopool", "resnet50-nopool"])
-def test_every_backbone_answers_as_before(name: str) -> None:
-    backbone = plain(name)
-    found = PackedBackbone(copy.deepcopy(backbone))
-    for count in (1, 3, 6):  # alone, too few for a volume, and a volume with two empty places
-        x = images(count, 32)
-        assert_near((found(x), x), (backbone(x), x), 2e-6)
-        exact = answer(copy.deepcopy(backbone).double(), x.double())
-        usual = [float((a - b).abs().max()) for a, b in zip(answer(backbone, x), exact, strict=True)]
-        for a, b, error in zip(answer(found, x), exact, usual, strict=True):
-            assert float((a - b).abs().max()) <= 3 * error + 1e-6 * float(b.abs().max())
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def _on_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def through_the_same_rectifiers(backbone: Backbone, x: Tensor, tape: Tape) -> tuple[Tensor, Tensor]:
+    """Return features and gradient of doubles, f32, all rectifiers and the pool choosing as on the tape.
+
+    A choice between numbers that rounding cannot tell apart makes the gradient jump; made alike, it does not.
+    backbone: plain, in doubles.
+    """
+    maps = [packed._as_maps(part)[: len(x)] if part.ndim == 5 else part for part in tape[1:]]
+    x = x.double().requires_grad_()
+    y = backbone.conv1(x)
+    if isinstance(backbone.maxpool, torch.nn.MaxPool2d):
+        chosen = maps[1]
+        maps = maps[2:]
+        y = y.flatten(2).gather(2, chosen.flatten(2)).view(chosen.shape)
+    y = y * (maps.pop(0) > 0)
+    for block in [*backbone.layer1, *backbone.layer2, *backbone.layer3, *backbone.layer4]:
+        shortcut = y if block.downsample is None else block.downsample(y)
+        convs = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
+        for conv in convs:
+            y = conv(y) + (shortcut if conv is convs[-1] else 0)
+            y = y * (maps.pop(0) > 0)
+    assert not maps
+    features = y.mean((2, 3))
+    weight = torch.linspace(-1, 2, features.shape[1], dtype=x.dtype)
+    return features.detach().float(), torch.autograd.grad((features * weight).sum(), x)[0].float()
 
 
 @needs_packing
+@pytest.mark.usefixtures("_on_threads")
+@pytest.mark.parametrize("name", [*RESIDUAL, "resnet18-nopool", "resnet50-nopool"])
+def test_every_backbone_answers_as_before(name: str) -> None:
+    backbone = plain(name)
+    found, exact = PackedBackbone(copy.deepcopy(backbone)), copy.deepcopy(backbone).double()
+    for count in (1, 3, 6):  # alone, too few for a volume, and a volume with two empty places
+        x = images(count, 32)
+        tape: Tape = []
+        found.features(x, tape)
+        features, gradient = answer(found, x)
+        assert_near((features, gradient), through_the_same_rectifiers(exact, x, tape), 3e-6)
+        assert_near((features, features), (backbone(x), exact(x.double()).float()), 2e-6)
+
+
+@pytest.mark.usefixtures("_on_threads")
+@pytest.mark.parametrize("name", ["resnet18", "resnet50-nopool"])
+def test_without_the_operators_a_backbone_answers_as_before(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "can_pack", lambda: False)
+    backbone = plain(name)
+    found = PackedBackbone(copy.deepcopy(backbone))
+    for count in (1, 6):
+        x = images(count, 32)
+        assert_near(answer(found, x), answer(backbone, x), 2e-6)
+    assert found.packed_bytes == 0
+
+
+def differences() -> list[str]:
+    """Return where bits differ: between batches, between one thread and two, and from the plain backbone."""
+    found_differences = []
+    for name in ("resnet18", "resnet50-nopool"):
+        backbone = plain(name)
+        x = images(18, 32)
+        torch.set_num_threads(1)
+        expected = answer(PackedBackbone(copy.deepcopy(backbone)), x)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found = PackedBackbone(copy.deepcopy(backbone))
+            cases = {f"packed, the last {count}": (found, count) for count in (18, 17, 9, 8, 6, 5, 3, 2, 1)}
+            cases |= {f"plain, the last {count}": (backbone, count) for count in (18, 16)}
+            for what, (network, count) in cases.items():
+                parts = zip(("features", "gradient"), answer(network, x[-count:]), expected, strict=True)
+                for part, a, b in parts:
+                    if not torch.equal(a, b[-count:]):
+                        found_differences.append(f"{name}, {threads} threads, {what}: {part}")
+    return found_differences
+
+
+@needs_packing
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="kernels for AVX2 are for x86")
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="no AVX2")
+def test_with_kernels_for_avx2_bits_depend_on_neither_batch_nor_threads() -> None:
+    # In a process of its own: oneDNN chooses its kernels once.
+    command = "import json, test_packed; print(json.dumps(test_packed.differences()))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    told = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=Path(__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == []
+
+
+@needs_packing
+@pytest.mark.usefixtures("_on_threads")
 @pytest.mark.parametrize(("height", "width"), [(27, 27), (33, 48), (64, 64), (100, 65)])
 def test_sides_that_a_stride_does_not_divide(height: int, width: int) -> None:
     backbone = plain("resnet18")
@@ -76,6 +173,7 @@ def test_sides_that_a_stride_does_not_divide(height: int, width: int) -> None:
 
 
 @needs_packing
+@pytest.mark.usefixtures("_on_threads")
 def test_a_sample_gets_the_same_in_any_batch() -> None:
     found = PackedBackbone(plain("resnet18"))
     x = images(24, 64)
