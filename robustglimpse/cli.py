@@ -30,7 +30,11 @@ app = typer.Typer(
 
 
 # Options that several commands share.
-MODEL_HELP = "A name from `list models`, a .safetensors file, or a call: torchvision:resnet50. Repeatable."
+FACTORY_HELP = "`package.module:factory` imports and runs that code with your rights."
+MODEL_HELP = (
+    "A name from `list models`, a .safetensors file, or a call: torchvision:resnet50. "
+    f"{FACTORY_HELP} Repeatable."
+)
 DataDir = Annotated[Path | None, typer.Option(help="The data set's archive or folder.")]
 Split = Annotated[str | None, typer.Option(help="Which split.  [default: the data set's test split]")]
 Size = Annotated[
@@ -72,6 +76,15 @@ class NormChoice(StrEnum):
 
     linf = "linf"
     l2 = "l2"
+
+
+class PickChoice(StrEnum):
+    """What became of the clean images of a glimpse sheet."""
+
+    correct = "correct"
+    wrong = "wrong"
+    saved = "saved"
+    lost = "lost"
 
 
 class StoreChoice(StrEnum):
@@ -451,6 +464,13 @@ def glimpses_(
         list[int] | None, typer.Option(help="An image, by its place in the data set. Repeatable.")
     ] = None,
     count: Annotated[int, typer.Option(help="How many images, where none is named.")] = 8,
+    pick: Annotated[
+        PickChoice | None,
+        typer.Option(
+            help="Choose by the clean answers: correct or wrong at the end, saved (wrong after the first "
+            "glimpse, right at the end) or lost (the opposite)."
+        ),
+    ] = None,
     attack: Annotated[str, typer.Option(help="A name or a call: see `bench`.")] = "pgd",
     steps: Annotated[int, typer.Option(help="Its steps, where it takes them.")] = 16,
     eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
@@ -479,6 +499,8 @@ def glimpses_(
 
         robustglimpse glimpses --model mgnet-r18 --out sheet.png
 
+        robustglimpse glimpses --model mgnet-r18 --pick saved --out saved.png
+
         robustglimpse glimpses --model mgnet-r18 --index 3 --index 14 --attack "pgd(steps=40)" --eps 8/255
     """
     from robustglimpse.files import write_file
@@ -490,10 +512,11 @@ def glimpses_(
         raise UserError(f"--out must end in .png or .svg, got {str(out)!r}")
     title, cases = find_cases(
         Sheet(
-            model=model, indices=tuple(index or ()), count=count, attack=attack, steps=(steps,), eps=eps,
-            step_size=step_size, norm=norm.value, restarts=restarts, protocol=protocol, data=data,
-            split=split, data_dir=data_dir, size_px=size, download=download, limit=limit,
-            batch_size=batch_size, seed=seed, device=device, classes_of_data=classes_of_data,
+            model=model, indices=tuple(index or ()), count=count, pick=pick.value if pick else "",
+            attack=attack, steps=(steps,), eps=eps, step_size=step_size, norm=norm.value,
+            restarts=restarts, protocol=protocol, data=data, split=split, data_dir=data_dir, size_px=size,
+            download=download, limit=limit, batch_size=batch_size, seed=seed, device=device,
+            classes_of_data=classes_of_data,
         )
     )  # fmt: skip
     write_file(out, figures.render(glimpse_sheet(cases, title=title), out.suffix[1:]))
@@ -715,7 +738,7 @@ def regress(
     run: Annotated[Path | None, typer.Argument(help="The results directory to judge.")] = None,
     policy: Annotated[Path | None, typer.Option(help="A TOML file: see docs/gate.md.")] = None,
     margin: Annotated[
-        float | None, typer.Option(help="A drop proven smaller passes, as a fraction.  [default: 0.01]")
+        float | None, typer.Option(help="A drop proven smaller passes, as a fraction.  [default: 0.025]")
     ] = None,
     min_effect: Annotated[
         float | None, typer.Option(help="A smaller drop is no regression, as a fraction.  [default: 0.005]")
@@ -734,7 +757,7 @@ def regress(
         list[str] | None, typer.Option(help="Only these corruptions, a glob. Repeatable.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Print the smallest drop that each cell can show, and stop.")
+        bool, typer.Option("--plan", help="Print what the gate passes and what each cell can show, and stop.")
     ] = False,
     update: Annotated[
         bool, typer.Option("--update", help="Rewrite the baseline from the run; needs --reason.")
@@ -773,7 +796,7 @@ def regress(
         from robustglimpse.report.verdicts import plan_markdown
 
         rows = gate.plan(baseline, decided, chosen=chosen)
-        print(plan_markdown(rows))
+        print(plan_markdown(rows, gate.power(baseline, decided, chosen=chosen)))
         raise typer.Exit(0 if rows else gate.NOTHING_SELECTED)
     if run is None:
         raise UserError("expected a results directory to judge behind the baseline; for --plan alone, none")
@@ -820,7 +843,7 @@ def profile_(
         typer.Option(
             help="A name from `list models`, a .safetensors file, a call (torchvision:resnet50), or, with "
             "any of the next four options, an architecture on random weights: ffnet-wrn50, "
-            "mgnet-r34-nopool. Repeatable.  [default: the paper's eight]"
+            f"mgnet-r34-nopool. {FACTORY_HELP} Repeatable.  [default: the paper's eight]"
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the images, px.  [default: 224]")] = None,
@@ -913,6 +936,7 @@ def train(
     precision: Annotated[
         PrecisionChoice | None, typer.Option(help="Another than the recipe's; bf16 is mixed precision.")
     ] = None,
+    seed: Annotated[int | None, typer.Option(help="Another than the recipe's; give --out with it.")] = None,
     device: Device = "auto",
 ) -> None:
     """Train a model from a recipe; the same command goes on after a stop, to the same weights.
@@ -936,7 +960,7 @@ def train(
     folder = out or Path("runs/train") / Path(recipe).stem
     path = run(
         loaded, folder, data_dir=data_dir, device=choose_device(device), epochs=epochs,
-        precision=precision.value if precision else None,
+        precision=precision.value if precision else None, seed=seed,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several of this process
         print(f"{path}\n{folder / 'log.csv'}")

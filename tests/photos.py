@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,25 @@ def two_classes(root: Path, *, size_px: int = 32) -> Path:
         for i in range(2):
             save_image(root / wnid / f"{i}.png", size_px, size_px, seed=ord(wnid) + 10 * i)
     return root
+
+
+def tiny_folder(root: Path) -> Path:
+    """Write a Tiny ImageNet of two classes with one train and one val image each; return its folder."""
+    for wnid in "n01", "n02":
+        save_image(root / f"train/{wnid}/images/{wnid}_0.JPEG", 64, 64)
+    for i in range(2):
+        save_image(root / f"val/images/val_{i}.JPEG", 64, 64, seed=i)
+    rows = "val_0.JPEG\tn02\t0\t0\t62\t62\nval_1.JPEG\tn01\t0\t0\t62\t62\n"
+    (root / "val/val_annotations.txt").write_text(rows)
+    return root
+
+
+def packed(root: Path, out: Path) -> Path:
+    """Zip a folder's files and return the archive."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(root.rglob("*.*")):
+            archive.write(path, path.relative_to(root.parent).as_posix())
+    return out
 
 
 def load(root: Path, size_px: int = 32, **options: object) -> Dataset:

@@ -117,6 +117,17 @@ def test_a_documented_command_works(
         assert is_file or is_from_outside(name) or name in models() or f"{name}@glimpse-digits" in models()
 
 
+@pytest.mark.parametrize("told", ["README.md", "docs/bring.md", "bench", "corruptions", "exits", "profile"])
+def test_naming_a_factory_is_said_to_run_its_code(told: str) -> None:
+    if told.endswith(".md"):
+        text = (ROOT / told).read_text()
+    else:
+        text = CliRunner().invoke(cli.app, [told, "--help"], env={"COLUMNS": "400"}).output
+    assert "package.module:factory imports and runs that code with your rights" in re.sub(
+        r"\s+", " ", text.replace("`", "")
+    )
+
+
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.S))
 def test_readme_python_runs(code: str, tmp_path: Path) -> None:
     done = subprocess.run(

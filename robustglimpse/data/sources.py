@@ -31,6 +31,7 @@ LEFTOVERS = {
 MOST_BYTES = 1 << 30  # of one file; the largest that is read, a batch of CIFAR-10, has 31 MB
 CHUNK_BYTES = 4096  # what an archive unpacks at once: a hostile one can make 100 MB of it, not 8 GB
 SETTLED_S = 2.0  # file times are coarse: a file this young may change again and keep its times
+_UNWRITTEN: dict[Path, str] = {}  # SHA-256 by the note that could not be written
 
 
 def is_image(path: str) -> bool:
@@ -325,9 +326,9 @@ def sha256_of(path: Path) -> str:
     Its size, its times of change and its place on the disk tell whether it has.
     """
     status = path.stat()
-    name = os.fsencode(path.resolve())
-    key = hashlib.sha256(name + b"\0" + _stamp_of(status).encode()).hexdigest()[:24]
-    kept = cache_dir() / "hashes" / key
+    kept = _note_of(path, status)
+    if kept in _UNWRITTEN:
+        return _UNWRITTEN[kept]
     with suppress(OSError, ValueError, UserError):
         if (
             stat.S_ISREG(mode_of(kept))
@@ -338,6 +339,25 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if time.time() - max(status.st_mtime, status.st_ctime) > SETTLED_S:
-        with suppress(UserError):  # a cache that cannot be written is told of where images go into it
-            write_file(kept, found.encode())
+        _write_note(kept, found)
     return found
+
+
+def remember_sha256(path: Path, sha256: str) -> None:
+    """Note the SHA-256 of a file that this process has just made and hashed, however young it is."""
+    _write_note(_note_of(path, path.stat()), sha256)
+
+
+def _note_of(path: Path, status: os.stat_result) -> Path:
+    """Return where the SHA-256 of a file in that state is noted."""
+    name = os.fsencode(path.resolve())
+    key = hashlib.sha256(name + b"\0" + _stamp_of(status).encode()).hexdigest()[:24]
+    return cache_dir() / "hashes" / key
+
+
+def _write_note(kept: Path, sha256: str) -> None:
+    """Note a SHA-256 for later commands, or for this process alone where the cache cannot be written."""
+    try:
+        write_file(kept, sha256.encode())
+    except UserError:  # it is told of where images go into it
+        _UNWRITTEN[kept] = sha256

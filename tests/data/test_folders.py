@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import threading
 import zipfile
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urljoin
 
 import numpy as np
 import pytest
 import torch
-from photos import no_decoding, refusal, save_image
+from photos import no_decoding, packed, refusal, save_image, tiny_folder
 from PIL import Image
 
-from robustglimpse.data import DATASETS, load_data
-from robustglimpse.data.archives import Archive
+from robustglimpse.data import load_data
 from robustglimpse.data.augment import pipeline
 
 # Tiny ImageNet
@@ -101,17 +93,6 @@ def test_the_unpacked_folder_gives_the_pixels_of_the_zip(tiny_zip: Path, tmp_pat
         assert load_data("tiny-imagenet", data_dir=folder).fingerprint == zipped.fingerprint
 
 
-def tiny_folder(root: Path) -> Path:
-    """Write a Tiny ImageNet of two classes with one train and one val image each; return its folder."""
-    for wnid in "n01", "n02":
-        save_image(root / f"train/{wnid}/images/{wnid}_0.JPEG", 64, 64)
-    for i in range(2):
-        save_image(root / f"val/images/val_{i}.JPEG", 64, 64, seed=i)
-    rows = "val_0.JPEG\tn02\t0\t0\t62\t62\nval_1.JPEG\tn01\t0\t0\t62\t62\n"
-    (root / "val/val_annotations.txt").write_text(rows)
-    return root
-
-
 def test_whatever_tiny_imagenet_lacks_is_named(tmp_path: Path) -> None:
     root = tiny_folder(tmp_path / "tiny")
     assert load_data("tiny-imagenet", data_dir=root).labels.tolist() == [0, 1]
@@ -135,14 +116,6 @@ def test_files_that_were_not_given_are_asked_for(tmp_path: Path) -> None:
 
 
 # Archives
-
-
-def packed(root: Path, out: Path) -> Path:
-    """Zip a folder's files and return the archive."""
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(root.rglob("*.*")):
-            archive.write(path, path.relative_to(root.parent).as_posix())
-    return out
 
 
 def test_a_zip_inside_the_data_dir_is_found(tmp_path: Path) -> None:
@@ -171,117 +144,6 @@ def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path, offset: int) -> None
     path.write_bytes(content)
     message = refusal(lambda: load_data("tiny-imagenet", data_dir=path))
     assert f"{path}: tiny/val/images/val_0.JPEG" in message
-
-
-# Downloads
-
-
-@pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Publish a small Tiny ImageNet on this machine alone; yield the paths that were asked for."""
-    asked: list[str] = []
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            asked.append(self.path)
-
-        def do_GET(self) -> None:
-            if self.path != "/cut.zip":
-                super().do_GET()
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"PK")
-
-    zipped = packed(tiny_folder(tmp_path / "made" / "tiny-imagenet-200"), tmp_path / "made" / "tiny.zip")
-    monkeypatch.setenv("ROBUSTGLIMPSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=zipped.parent)) as server:
-        archive = Archive(f"http://127.0.0.1:{server.server_port}/tiny.zip", md5(zipped.read_bytes()))
-        monkeypatch.setitem(DATASETS, "tiny-imagenet", replace(DATASETS["tiny-imagenet"], archive=archive))
-        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        serving.start()
-        yield asked
-        server.shutdown()
-        serving.join()
-
-
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-@pytest.mark.parametrize("kept", ["kept", None])
-def test_what_was_downloaded_is_there_for_the_next_command(
-    tmp_path: Path, published: list[str], kept: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / kept if kept else None
-    first = load_data("tiny-imagenet", data_dir=folder, download=True)
-    assert first.fingerprint == load_data("tiny-imagenet", data_dir=tmp_path / "made").fingerprint
-    assert load_data("tiny-imagenet", data_dir=folder).fingerprint == first.fingerprint
-    load_data("tiny-imagenet", data_dir=folder, download=True)
-    assert published == ["/tiny.zip"]
-    assert [p.name for p in (folder or tmp_path / "cache" / "downloads").iterdir()] == ["tiny.zip"]
-    assert not capsys.readouterr().out
-
-
-def test_a_download_tells_how_far_it_is(
-    published: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("robustglimpse.progress.LOG_EVERY_S", 0.0)
-    load_data("tiny-imagenet", download=True)
-    assert "fetching tiny.zip: 100%" in capsys.readouterr().err
-
-
-def test_an_archive_that_is_at_hand_is_not_downloaded(tmp_path: Path, published: list[str]) -> None:
-    load_data("tiny-imagenet", data_dir=tmp_path / "made" / "tiny.zip", download=True)
-    assert not published
-
-
-def test_a_download_does_not_touch_a_file_of_another_content(tmp_path: Path, published: list[str]) -> None:
-    mine = tmp_path / "tiny.zip"
-    mine.write_bytes(b"mine")
-    message = refusal(lambda: load_data("tiny-imagenet", data_dir=tmp_path, download=True))
-    assert f"{mine}: not the published archive" in message
-    assert md5(b"mine") in message
-    assert (mine.read_bytes(), published) == (b"mine", [])
-
-
-def test_a_download_of_another_content_is_refused_and_not_kept(
-    tmp_path: Path, published: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = DATASETS["tiny-imagenet"]
-    assert row.archive
-    other = replace(row.archive, md5=md5(b"other"))
-    monkeypatch.setitem(DATASETS, "tiny-imagenet", replace(row, archive=other))
-    message = refusal(lambda: load_data("tiny-imagenet", data_dir=tmp_path / "kept", download=True))
-    assert other.url in message
-    assert md5(b"other") in message
-    assert not list((tmp_path / "kept").iterdir())
-
-
-@pytest.mark.parametrize(
-    "url, reason",
-    [("http://127.0.0.1:9/tiny.zip", "refused"), ("no.zip", "404"), ("cut.zip", "cannot be fetched")],
-)
-def test_a_download_that_fails_is_one_line(
-    tmp_path: Path, published: list[str], monkeypatch: pytest.MonkeyPatch, url: str, reason: str
-) -> None:
-    row = DATASETS["tiny-imagenet"]
-    assert row.archive
-    url = urljoin(row.archive.url, url)
-    monkeypatch.setitem(DATASETS, "tiny-imagenet", replace(row, archive=replace(row.archive, url=url)))
-    message = refusal(lambda: load_data("tiny-imagenet", download=True))
-    assert f"{url}: cannot be fetched (" in message
-    assert reason in message
-    assert not list((tmp_path / "cache" / "downloads").iterdir())
-
-
-@pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.archive is None])
-def test_a_set_that_has_nothing_to_download_says_so(name: str) -> None:
-    assert f"tiny-imagenet-20, cifar10), and {name} has none" in refusal(
-        lambda: load_data(name, download=True)
-    )
 
 
 # Image folders
@@ -405,8 +267,9 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image(tmp_path / "images" / "a" / "0.png")
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("ROBUSTGLIMPSE_CACHE", str(tmp_path / "file"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "decoded").touch()
+    monkeypatch.setenv("ROBUSTGLIMPSE_CACHE", str(tmp_path / "cache"))
     message = refusal(lambda: load_data(f"imagefolder:{tmp_path / 'images'}", size_px=32))
     assert "cannot keep decoded images" in message
     assert "ROBUSTGLIMPSE_CACHE" in message
