@@ -122,7 +122,7 @@ def _kept_outcome(root: Path, entry: Row, rows: Sequence[Row], packed: Columns) 
     if len(index) != total or index.dtype != np.int64 or index[0] < 0 or (np.diff(index) <= 0).any():
         raise UserError(f"{root}: outcomes.npz has other samples of {entry['key']!r} than rows; {TOGETHER}")
     curves = tuple(Curve(row["exit"], row["judge"], row["steps"], row["right"]) for row in rows)
-    provenance = Provenance(entry["weights_sha256"], entry["data_sha256"])
+    provenance = Provenance(entry["weights_sha256"], entry["data_sha256"], machine=entry.get("machine", ""))
     return Outcome(entry["cell"], provenance, entry["eps"], index, curves)
 
 
@@ -191,7 +191,8 @@ def write_baseline(root: Path, found: Mapping[str, Outcome], entry: Row) -> None
     for key, one in found.items():
         weights, data = one.provenance.made_from
         known = {
-            "key": key, "weights_sha256": weights, "data_sha256": data, "eps": one.eps_text, "cell": one.cell,
+            "key": key, "weights_sha256": weights, "data_sha256": data, "eps": one.eps_text,
+            "machine": one.provenance.machine, "cell": one.cell,
         }  # fmt: skip
         cells.append(json.dumps(known))
         if not np.array_equal(one.index, np.arange(len(one.index))):

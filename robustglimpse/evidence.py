@@ -49,6 +49,8 @@ class Provenance:
         models must share to be paired.  listing_sha256: of their names, which cells of one mean must share.
     answers: logits of a few probe images, a row each (models.preflight.answers): where a hash does not see
         that a model has changed, these do.  Empty in records of older versions, which are made again.
+    machine: what computed the numbers (machine.name_of), "" in older records.  It decides nothing: another
+        machine may go on with a cell, but the gate must know why last bits differ.
     """
 
     weights_sha256: str
@@ -57,6 +59,7 @@ class Provenance:
     images_sha256: str = ""
     listing_sha256: str = ""
     answers: tuple[tuple[float, ...], ...] = ()
+    machine: str = ""
 
     @property
     def made_from(self) -> tuple[str, str]:

@@ -17,19 +17,20 @@ from robustglimpse.texts import LONGEST, one_line, shortened
 
 Verdict = Literal[
     "pass", "improved", "regressed", "inconclusive", "missing", "not-comparable", "evaluator-drift",
-    "suspicious-gain",
+    "suspicious-gain", "machine-drift",
 ]  # fmt: skip
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-GOOD: tuple[Verdict, ...] = ("pass", "improved")
+GOOD: tuple[Verdict, ...] = ("pass", "improved", "machine-drift")
 EXITS = ("last", "all")
+PROOFS = ("joint", "each")
 MOST_BYTES = 1_000_000  # of a policy
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What the gate judges. kind: clean, attack, corruption, or mean, that over a model's corruptions.
+    """What the gate judges. kind: clean, attack, corruption, mean (over a model's corruptions), or joint.
 
-    name: pgd, fog; clean and mean are called so.  protocol: "" where nothing attacks.
+    name: pgd, fog; clean, mean and joint are called so.  protocol: "" where nothing attacks.
     """
 
     model: str
@@ -51,7 +52,9 @@ class Target:
     protocol: str = ""
 
     def fits(self, subject: Subject) -> bool:
-        """Return whether the subject is meant."""
+        """Return whether the subject is meant; never a mean over cells of several kinds."""
+        if subject.kind == "joint":
+            return False
         is_corrupted = subject.kind in ("corruption", "mean")
         if self.corruption if not is_corrupted else self.attack:
             return False
@@ -64,29 +67,45 @@ class Target:
 class Limits:
     """How large a drop may be, as fractions: 0.01 is one point.
 
-    margin: a drop proven smaller passes.  min_effect: a smaller one is no regression, however significant.
-    max_drop: an observed drop of so much is one, however few the samples; None for no such limit.
+    margin: a drop must be proven smaller to pass.
+    min_effect: a smaller one is no regression, however significant.
+    max_drop: an observed drop of so much in a cell is one, however few the samples; None for no such limit.
+        Its false alarms are not counted in alpha.
+    tolerated: a drop beyond chance is no regression where it is proven smaller; None for the margin, which
+        is the most that it can be.
     """
 
-    margin: float = 0.01
+    margin: float = 0.025
     min_effect: float = 0.005
     max_drop: float | None = None
+    tolerated: float | None = None
+
+    @property
+    def excused(self) -> float:
+        """The drop that tolerated means."""
+        return self.margin if self.tolerated is None else min(self.margin, self.tolerated)
+
+
+# What counts where the policy says nothing of the margin.
+DEFAULT_LIMITS = Limits(tolerated=0.02)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Other limits for some cells; None leaves the general one."""
+    """Other limits for some cells; None leaves the general one. A margin alone is tolerated as well."""
 
     target: Target
     margin: float | None = None
     min_effect: float | None = None
     max_drop: float | None = None
+    tolerated: float | None = None
 
 
 @dataclass(frozen=True)
 class Acknowledgement:
     """A change that the team knows of: it is shown and does not fail, until it expires.
 
+    Cells of an acknowledged regression are left out of the means over several cells, and may be inconclusive.
     verdicts: which ones it covers.  max_drop: how large a drop; None for any.
     expires: the last day on which it holds.
     """
@@ -102,19 +121,25 @@ class Acknowledgement:
 class Policy:
     """What the gate decides by; every key of the TOML file is a field here.
 
-    alpha: the chance of one false alarm or more in a whole run, and about that of each false pass.
+    alpha: the largest chance of one false alarm or more in a whole run, and that of a false pass.
+    prove: what must be proven to have dropped by less than its margin: "joint", the mean over all cells, or
+        "each" cell.
     exits: judge the last exit of each network, or "all".
     drift_share, drift_samples: with the same weights, as many samples may differ, the larger of the two:
-        processors round differently, and a tiny gradient then changes its sign.
+        where a gradient is almost zero, rounding changes its sign.
+    machine_share: the same where the two runs were made on different machines, whose kernels round otherwise;
+        and neither direction may outweigh the other beyond chance.
     discordant: the share of samples that differ between two trainings, for --plan.
     """
 
     alpha: float = 0.05
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
+    prove: str = "joint"
     exits: str = "last"
     allow_inconclusive: bool = False
     drift_share: float = 0.005
     drift_samples: int = 2
+    machine_share: float = 0.05
     discordant: float = 0.04
     rules: tuple[Rule, ...] = ()
     acknowledged: tuple[Acknowledgement, ...] = ()
@@ -128,12 +153,19 @@ class Policy:
         for rule in self.rules:
             if rule.target.fits(subject):
                 known = {f.name: getattr(rule, f.name) for f in fields(Limits)}
-                limits = replace(limits, **{k: v for k, v in known.items() if v is not None})
+                limits = _with(limits, {k: v for k, v in known.items() if v is not None})
         return replace(limits, min_effect=min(limits.min_effect, limits.margin))
 
     def drift_allowed(self, total: int) -> int:
         """Return how many of total samples may differ between two runs of the same weights."""
         return max(self.drift_samples, int(self.drift_share * total))
+
+
+def _with(limits: Limits, given: Mapping[str, Any]) -> Limits:
+    """Return the limits with some of them given; a margin without what is tolerated says that too."""
+    if "margin" in given and "tolerated" not in given:
+        limits = replace(limits, tolerated=None)
+    return replace(limits, **given)
 
 
 def _number(value: Any) -> bool:
@@ -153,16 +185,18 @@ YES_NO = ("true or false", lambda v: isinstance(v, bool))
 TEXT = ("a text in quotes", lambda v: isinstance(v, str) and bool(v.strip()))
 DATE = ("a date such as 2027-01-31, without quotes", lambda v: type(v) is datetime.date)
 WHICH = (f"one of {', '.join(EXITS)}", lambda v: v in EXITS)
+PROVEN = (f"one of {', '.join(PROOFS)}", lambda v: v in PROOFS)
 RULES = ("tables, each under its own [[...]]", _tables)
 COVERED = (
     f"a list of verdicts among {', '.join(v for v in VERDICTS if v not in GOOD)}",
     lambda v: isinstance(v, list) and bool(v) and all(x in VERDICTS and x not in GOOD for x in v),
 )
-LIMITS = {"margin": FRACTION, "min_effect": SHARE, "max_drop": FRACTION}
+LIMITS = {"margin": FRACTION, "min_effect": SHARE, "max_drop": FRACTION, "tolerated": FRACTION}
 TARGET = {"model": TEXT, "attack": TEXT, "corruption": TEXT, "protocol": TEXT}
 TOP = {
-    "alpha": LEVEL, **LIMITS, "exits": WHICH, "allow_inconclusive": YES_NO, "drift_share": SHARE,
-    "drift_samples": COUNT, "discordant": SHARE, "margins": RULES, "acknowledged": RULES,
+    "alpha": LEVEL, **LIMITS, "prove": PROVEN, "exits": WHICH, "allow_inconclusive": YES_NO,
+    "drift_share": SHARE, "drift_samples": COUNT, "machine_share": SHARE, "discordant": SHARE,
+    "margins": RULES, "acknowledged": RULES,
 }  # fmt: skip
 ACKNOWLEDGED = {**TARGET, "reason": TEXT, "expires": DATE, "verdicts": COVERED, "max_drop": FRACTION}
 
@@ -189,7 +223,7 @@ def parse_policy(table: Mapping[str, Any], *, where: str = "policy") -> Policy:
     """Return the policy that a TOML table spells. Raises UserError naming where and the key."""
     _check(table, TOP, where)
     plain = {k: v for k, v in table.items() if k not in ("margins", "acknowledged", *LIMITS)}
-    limits = replace(Limits(), **{k: v for k, v in table.items() if k in LIMITS})
+    limits = _with(DEFAULT_LIMITS, {k: v for k, v in table.items() if k in LIMITS})
     rules = [_rule(item, f"{where}: margins") for item in table.get("margins", [])]
     known = [_acknowledgement(item, f"{where}: acknowledged") for item in table.get("acknowledged", [])]
     return Policy(**plain, limits=limits, rules=tuple(rules), acknowledged=tuple(known))

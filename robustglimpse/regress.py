@@ -1,9 +1,9 @@
 """The gate: two results of the same cells -> a verdict on each. Reads no model, loads no torch.
 
 Weights that are the same must answer the same, but for a few samples (processors round differently).
-Where the weights changed, the two runs are paired sample by sample, and each cell is asked twice: is the
-drop proven smaller than the margin (Newcombe's interval)?  Is there a drop (exact McNemar, one-sided,
-Holm over the cells)?  With neither answer it is inconclusive: no news is no pass.
+Where the weights changed, the two runs are paired sample by sample.  The mean over all cells must be proven
+to have dropped by less than the margin; without that proof the run is incomplete: no news is no pass.  Groups
+of cells and single cells are then looked at for drops beyond chance (see questions).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import robustglimpse
 from robustglimpse.policy import (
     GOOD,
     Acknowledgement,
-    Limits,
     Policy,
     Rule,
     Subject,
@@ -33,18 +31,21 @@ from robustglimpse.policy import (
     Verdict,
     describe,
 )
+from robustglimpse.power import Power, simulate, smallest_found
+from robustglimpse.questions import (
+    Answer,
+    Compared,
+    Evidence,
+    Level,
+    Question,
+    decide,
+    levels_of,
+    questions,
+    samples_needed,
+)
 from robustglimpse.records import PROTOCOLS, UserError
 from robustglimpse.registry import parse_call
-from robustglimpse.stats import (
-    Interval,
-    holm,
-    mcnemar,
-    mean_difference,
-    newcombe,
-    sign_flip,
-    smallest_drop,
-    unseen,
-)
+from robustglimpse.stats import Interval, mcnemar, unseen
 from robustglimpse.store import Curve, Outcome, Row, read_failures, read_outcomes, write_baseline
 from robustglimpse.texts import safe
 
@@ -58,7 +59,6 @@ NOTHING_SELECTED = 5
 SUMMARY = {
     0: "pass", 1: "regressed", 3: "incomplete", 4: "not comparable", NOTHING_SELECTED: "nothing selected",
 }  # fmt: skip
-MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,16 @@ def _any_fits(text: str, globs: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on one cell (at one exit), or on the mean over a model's corruptions.
+    """The verdict on one cell (at one exit), or on the mean over several.
 
     before, after: accuracies, None where there is none.
-    lost, gained: samples right before and wrong now, and the other way round.
+    lost, gained: samples right before and wrong now, and the other way round; for a mean, samples with
+        fewer cells right than before, and with more.
     change: after - before with its interval at confidence 1 - 2 alpha; None with the same weights.
     p_value: of a drop, adjusted for all that was tested.
     acknowledged: until when and why it does not fail, "" where it does.
-    decides: False for a corruption whose model's mean decides instead.
+    decides: False where there is no answer and a joint test decides instead.
+    level: a cell, the mean over a group of them, or that over all of one set of images.  cells: how many.
     """
 
     label: str
@@ -112,6 +114,8 @@ class Finding:
     note: str = ""
     acknowledged: str = ""
     decides: bool = True
+    level: Level = "cell"
+    cells: int = 1
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Detectable:
 
     certain: the smallest drop found 9 times in 10 where nothing is gained.
     likely: the same where the policy's share of samples differs.
-    provable: the smallest margin that a run without any difference stays within.
+    provable: the smallest margin that the cell alone stays within where no sample differs.
     """
 
     label: str
@@ -210,8 +214,9 @@ def judge(
     free = {key: one for key, one in after.items() if key not in before}
     unpaired = {key: one for key, one in before.items() if key not in pairs}
     absent, used = _explain_absent(unpaired, after, free, labels, failures)
-    findings = [*_judge(list(pairs.values()), policy), *absent]
-    findings = [_acknowledge(f, policy.acknowledged, today or _today()) for f in findings]
+    today = today or _today()
+    findings = [*_judge(list(pairs.values()), policy, today), *absent]
+    findings = [_acknowledge(f, policy.acknowledged, today) for f in findings]
     notes = _unused(policy, findings)
     new = [labels[key] for key in free if key not in used]
     if new and before:
@@ -387,30 +392,11 @@ def _quoted(outcome: Outcome, exits: str) -> list[Curve]:
 # Verdicts
 
 
-@dataclass(frozen=True)
-class _Test:
-    """One question to the statistics: a cell at an exit, or the mean over a model's corruptions.
-
-    p_drop, p_gain: one-sided, of this question alone.
-    in_grid: a cell whose model's mean is asked about too.
-    settles: f(alpha) -> about how many samples would settle it, None for no number.
-    """
-
-    finding: Finding
-    limits: Limits
-    in_grid: bool
-    change: Interval
-    p_drop: float
-    p_gain: float
-    settles: Callable[[float], int | None]
-
-
-def _judge(pairs: Sequence[_Pair], policy: Policy) -> list[Finding]:
-    """Return the findings on all pairs, cell by cell, each mean behind its model's corruptions."""
+def _judge(pairs: Sequence[_Pair], policy: Policy, today: datetime.date) -> list[Finding]:
+    """Return the findings on all pairs, cell by cell, the means over several of them behind."""
     rising = _rising(pairs, policy)
-    grids = _grids([p for p in pairs if not p.is_same_model and kind_of(p.before) == "corruption"], policy)
-    gridded = {id(pair) for _, members in grids for pair in members}
-    findings, tests = [], []
+    findings: list[Finding] = []
+    cells: list[Compared] = []
     for pair in pairs:
         if pair.is_same_model:
             findings += _same_weights(pair, policy, rising.get(id(pair), ""))
@@ -421,14 +407,72 @@ def _judge(pairs: Sequence[_Pair], policy: Policy) -> list[Finding]:
             was = _headline(pair.before)
             findings.append(Finding(pair.label, pair.subject, "not-comparable", before=was, note=note))
         for before, after in shared:
-            finding = _counted(pair, before, after, policy)
             if id(pair) in rising:
-                note = rising[id(pair)]
-                findings.append(replace(finding, verdict="suspicious-gain", note=note))
+                finding = _counted(pair, before, after, policy)
+                findings.append(replace(finding, verdict="suspicious-gain", note=rising[id(pair)]))
             else:
-                tests.append(_cell_test(pair, finding, before, after, policy, id(pair) in gridded))
-    tests += [_grid_test(members, exit_number, policy) for exit_number, members in grids]
-    return [*findings, *_decide(tests, policy)]
+                cells.append(_compared(pair.label, pair.before, before, after, policy, today))
+    return [*findings, *_ask(cells, policy)]
+
+
+def _compared(
+    label: str, outcome: Outcome, before: Curve, after: Curve, policy: Policy, today: datetime.date
+) -> Compared:
+    """Return a cell of the baseline at an exit, with what became of it."""
+    subject = _subject(outcome)
+    place = f"exit {after.exit}" if policy.exits == "all" else ""
+    is_known = any(
+        "regressed" in one.verdicts and today <= one.expires and one.target.fits(subject)
+        for one in policy.acknowledged
+    )
+    return Compared(
+        f"{label}, {place}" if place else label, subject, policy.limits_for(subject), before.is_correct,
+        after.is_correct, (outcome.provenance.data_sha256, outcome.index.tobytes()), place, is_known,
+    )  # fmt: skip
+
+
+def _ask(cells: Sequence[Compared], policy: Policy) -> list[Finding]:
+    """Return a finding for every question on the cells."""
+    asked = questions(cells, policy)
+    differences = [one.after.astype(np.int8) - one.before.astype(np.int8) for one in cells]
+    evidence = [Evidence([differences[k] for k in question.members]) for question in asked]
+    answers = decide(asked, evidence, policy)
+    return [
+        _finding(question, found, answer, cells, policy)
+        for question, found, answer in zip(asked, evidence, answers, strict=True)
+    ]
+
+
+def _finding(
+    question: Question, found: Evidence, answer: Answer, cells: Sequence[Compared], policy: Policy
+) -> Finding:
+    limits, members = question.limits, [cells[k] for k in question.members]
+    note = ""
+    if answer.verdict == "pass" and answer.p_drop <= policy.alpha:
+        note = f"a drop beyond chance, but proven smaller than {100 * limits.excused:g} points"
+        if -found.change < limits.min_effect:
+            note = "a drop beyond chance, but too small to count"
+    elif answer.verdict == "regressed" and answer.p_drop > policy.alpha:
+        note = f"a drop of max_drop = {100 * (limits.max_drop or 0):g} points or more; may be chance"
+    elif answer.verdict == "inconclusive":
+        note = _what_would_settle(question, found, answer, policy)
+    return Finding(
+        question.label, question.subject, answer.verdict, total=found.total,
+        before=float(np.mean([one.before.mean() for one in members])),
+        after=float(np.mean([one.after.mean() for one in members])),
+        lost=found.lost, gained=found.gained, change=found.interval(policy.alpha), p_value=answer.p_drop,
+        margin=limits.margin, note=note, decides=question.decides or answer.verdict != "inconclusive",
+        level=question.level, cells=found.cells,
+    )  # fmt: skip
+
+
+def _what_would_settle(question: Question, found: Evidence, answer: Answer, policy: Policy) -> str:
+    many = samples_needed(found, question.limits, answer.level, policy.alpha)
+    if not question.decides:
+        return f"not certain alone: would take about {many:,} samples" if many else "not certain alone"
+    if many:
+        return f"about {many:,} samples would settle it"
+    return "no number of samples would settle it: the drop is as large as the margin"
 
 
 def _shared(pair: _Pair, exits: str) -> list[tuple[Curve, Curve]]:
@@ -471,10 +515,13 @@ def _same_weights(pair: _Pair, policy: Policy, rising: str) -> list[Finding]:
     lost, gained, worst = max(differing, key=lambda item: item[0] + item[1])
     up = max(gained - lost for lost, gained, _ in differing)
     allowed = policy.drift_allowed(len(worst.is_correct))
+    machines = _machines(pair) if lost + gained > allowed else ""
     where = f"{lost + gained} of {len(worst.is_correct)} outcomes differ" + _where(pair, worst)
     verdict: Verdict = "pass"
     note = f"same weights; {where}" if lost + gained else "same weights, same outcomes"
-    if lost + gained > allowed:
+    if machines and _is_rounding([counts[:2] for counts in differing], len(worst.is_correct), policy):
+        verdict, note = "machine-drift", f"same weights; {where}, neither way more, {machines}"
+    elif lost + gained > allowed:
         verdict, note = "evaluator-drift", f"same weights, but {where} (at most {allowed} may)"
         if up > allowed and kind_of(pair.before) != "clean":
             verdict = "suspicious-gain"
@@ -486,6 +533,25 @@ def _same_weights(pair: _Pair, policy: Policy, rising: str) -> list[Finding]:
         replace(_counted(pair, before, after, policy), verdict=verdict, note=note)
         for before, after in _shared(pair, policy.exits)
     ]
+
+
+def _machines(pair: _Pair) -> str:
+    """Return on which different machines two runs were made, "" where it was one or is not known."""
+    before, after = pair.before.provenance.machine, pair.after.provenance.machine
+    return f"made on {before} and on {after}" if before and after and before != after else ""
+
+
+def _is_rounding(counts: Sequence[tuple[int, int]], total: int, policy: Policy) -> bool:
+    """Return whether so many lost and gained, by curve, are what another machine's rounding makes.
+
+    It falls either way alike: exact two-sided McNemar, by Bonferroni over the curves that differ.
+    """
+    differing = [(lost, gained) for lost, gained in counts if lost + gained]
+    return all(
+        lost + gained <= policy.machine_share * total
+        and mcnemar(lost, gained) > policy.alpha / len(differing)
+        for lost, gained in differing
+    )
 
 
 def _where(pair: _Pair, curve: Curve) -> str:
@@ -530,186 +596,17 @@ def _neighbours(curves: Iterable[Curve]) -> list[tuple[Curve, Curve]]:
     return [(a, b) for a, b in pairwise(ordered) if a.exit == b.exit]
 
 
-def _grids(pairs: Sequence[_Pair], policy: Policy) -> list[tuple[int, list[_Pair]]]:
-    """Return (exit, cells) for every model with two or more corruptions of the same images."""
-    groups: dict[tuple[Any, ...], list[_Pair]] = {}
-    for pair in pairs:
-        flat = {k: v for k, v in pair.before.cell.items() if k not in ("perturb", "batch_size")}
-        for before, _ in _shared(pair, policy.exits):
-            key = (before.exit, json.dumps(flat, sort_keys=True), pair.before.index.tobytes())
-            groups.setdefault(key, []).append(pair)
-    return [(key[0], members) for key, members in groups.items() if len(members) > 1]
-
-
-def _cell_test(
-    pair: _Pair, finding: Finding, before: Curve, after: Curve, policy: Policy, in_grid: bool
-) -> _Test:
-    both = int((before.is_correct & after.is_correct).sum())
-    lost, gained, total = finding.lost, finding.gained, finding.total
-    limits = policy.limits_for(pair.subject)
-    counts = (both, lost, gained, total - both - lost - gained)
-    return _Test(
-        finding, limits, in_grid,
-        paired_interval(*counts, alpha=policy.alpha),
-        mcnemar(lost, gained, alternative="worse"), mcnemar(gained, lost, alternative="worse"),
-        lambda alpha: _samples_for_table(counts, limits, alpha, policy.alpha),
-    )  # fmt: skip
-
-
-def paired_interval(both: float, lost: float, gained: float, neither: float, *, alpha: float) -> Interval:
-    """Return Newcombe's interval of after - before, each end wrong with probability alpha.
-
-    Where no sample differs it reaches at least as far as the exact bound at 0 of n: Newcombe's is too
-    narrow there when about half are right.
-    """
-    found = newcombe(both, lost, gained, neither, confidence=1 - 2 * alpha)
-    if lost + gained:
-        return found
-    reach = unseen(max(1, round(both + neither)), alpha=alpha)
-    return Interval(0.0, min(found.low, -reach), max(found.high, reach))
-
-
-def _grid_test(members: Sequence[_Pair], exit_number: int, policy: Policy) -> _Test:
-    """Return the test of each image's mean over a model's corruptions: images are the unit, not cells."""
-    curves = [
-        next(both for both in _shared(pair, policy.exits) if both[0].exit == exit_number) for pair in members
-    ]
-    before, after = (np.array([both[k].is_correct for both in curves]).sum(axis=0) for k in (0, 1))
-    cells, differences = len(members), after - before
-    subject = replace(members[0].subject, kind="mean", name="mean")
-    limits = policy.limits_for(subject)
-    label = f"{subject.model}, mean of {cells} corruptions"
-    finding = Finding(
-        f"{label}, exit {exit_number}" if policy.exits == "all" else label,
-        subject, "inconclusive", total=len(before),
-        before=float(before.mean() / cells), after=float(after.mean() / cells),
-        lost=int((differences < 0).sum()), gained=int((differences > 0).sum()), margin=limits.margin,
-    )  # fmt: skip
-    scaled = differences / cells
-    return _Test(
-        finding, limits, False,
-        mean_difference(scaled, confidence=1 - 2 * policy.alpha),
-        sign_flip(differences), sign_flip(-differences),
-        lambda alpha: _samples_for_mean(scaled, limits, alpha, policy.alpha),
-    )  # fmt: skip
-
-
-def _decide(tests: Sequence[_Test], policy: Policy) -> list[Finding]:
-    """Return the findings with their verdicts, all false alarms together at most alpha.
-
-    Holm's method within two families, that of the cells inside grids and that of all else; where there
-    are both, each has half of alpha, so that 75 corruptions don't drown out an attack.
-    """
-    families = [[t for t in tests if t.in_grid], [t for t in tests if not t.in_grid]]
-    families = [family for family in families if family]
-    found: dict[int, Finding] = {}
-    for family in families:
-        drops, gains = (
-            [min(1.0, p * len(families)) for p in holm(values)]
-            for values in ([t.p_drop for t in family], [t.p_gain for t in family])
-        )
-        for test, drop, gain in zip(family, drops, gains, strict=True):
-            level = policy.alpha / len(families) / len(family)
-            found[id(test)] = _finding(test, drop, gain, level, policy)
-    return [found[id(test)] for test in tests]
-
-
-def _finding(test: _Test, p_drop: float, p_gain: float, level: float, policy: Policy) -> Finding:
-    verdict = verdict_on(test.change, p_drop, p_gain, test.limits, policy.alpha)
-    note = ""
-    if verdict == "pass" and p_drop <= policy.alpha:
-        note = "a drop beyond chance, but proven smaller than the margin"
-    elif verdict == "regressed" and p_drop > policy.alpha:
-        note = f"a drop of max_drop = {100 * (test.limits.max_drop or 0):g} points or more; may be chance"
-    elif verdict == "inconclusive":
-        settling = test.settles(level)
-        note = (
-            f"about {settling:,} samples would settle it"
-            if settling
-            else "no number of samples would settle it: the drop is as large as the margin"
-        )
-    decides = not (test.in_grid and verdict == "inconclusive")
-    return replace(
-        test.finding, verdict=verdict, change=test.change, p_value=p_drop, note=note, decides=decides
-    )
-
-
-def verdict_on(change: Interval, p_drop: float, p_gain: float, limits: Limits, alpha: float) -> Verdict:
-    """Return the verdict on a change, after - before.
-
-    In this order: a drop of max_drop fails whatever its p-value; a gain beyond chance is one; a drop
-    proven smaller than the margin passes, even one beyond chance; a drop beyond chance fails.
-    """
-    drop = -change.value
-    if limits.max_drop is not None and drop >= limits.max_drop - 1e-12:
-        return "regressed"
-    if p_gain <= alpha and -drop >= limits.min_effect:
-        return "improved"
-    if change.low > -limits.margin:
-        return "pass"
-    if p_drop <= alpha and drop >= limits.min_effect:
-        return "regressed"
-    return "inconclusive"
-
-
-def _samples_for_table(
-    counts: tuple[int, int, int, int], limits: Limits, level: float, alpha: float
-) -> int | None:
-    """Return about how many samples like these would give another verdict than inconclusive, or None."""
-    total = sum(counts)
-    drop = (counts[1] - counts[2]) / total
-
-    def is_settled(factor: float) -> bool:
-        many = [count * factor for count in counts]
-        if paired_interval(*many, alpha=alpha).low > -limits.margin:
-            return True
-        p = mcnemar(round(many[1]), round(many[2]), alternative="worse")
-        return drop >= limits.min_effect and p <= level
-
-    return _smallest(is_settled, total)
-
-
-def _samples_for_mean(
-    differences: NDArray[np.float64], limits: Limits, level: float, alpha: float
-) -> int | None:
-    """Return the same for a mean over corruptions, by the normal law."""
-    from statistics import NormalDist
-
-    mean, spread, total = float(differences.mean()), float(differences.std(ddof=1)), len(differences)
-
-    def is_settled(factor: float) -> bool:
-        error = spread / (total * factor) ** 0.5
-        reach = max(-NormalDist().inv_cdf(alpha) * error, unseen(round(total * factor), alpha=alpha))
-        is_beyond = spread > 0 and NormalDist().cdf(mean / error) <= level
-        return mean - reach > -limits.margin or (-mean >= limits.min_effect and is_beyond)
-
-    return _smallest(is_settled, total)
-
-
-def _smallest(is_settled: Callable[[float], bool], total: int) -> int | None:
-    """Return total times the smallest factor that settles it, to two digits, or None up to MOST_SAMPLES."""
-    high = 1.0
-    while not is_settled(high):
-        high *= 2
-        if total * high > 2 * MOST_SAMPLES:
-            return None
-    low = high / 2
-    for _ in range(6):
-        middle = (low + high) / 2
-        low, high = (low, middle) if is_settled(middle) else (middle, high)
-    factor = high
-    digits = len(str(int(total * factor))) - 2
-    step = 10 ** max(0, digits)
-    return int(-(-total * factor // step) * step)
-
-
 def _acknowledge(finding: Finding, known: Sequence[Acknowledgement], today: datetime.date) -> Finding:
-    """Return the finding, excused where a change is acknowledged that has not expired."""
+    """Return the finding, excused where a change is acknowledged that has not expired.
+
+    Who accepts a regression accepts as well that it cannot be told for certain.
+    """
     if finding.verdict in GOOD:
         return finding
     drop = (finding.before or 0) - (finding.after or 0)
     for one in known:
-        fits = finding.verdict in one.verdicts and one.target.fits(finding.subject)
+        is_maybe = finding.verdict == "inconclusive" and "regressed" in one.verdicts
+        fits = (is_maybe or finding.verdict in one.verdicts) and one.target.fits(finding.subject)
         if not fits or (one.max_drop is not None and drop > one.max_drop):
             continue
         if today <= one.expires:
@@ -739,35 +636,50 @@ def plan(
     baseline: Path, policy: Policy | None = None, *, chosen: Selection | None = None
 ) -> list[Detectable]:
     """Return what the gate could see in each cell of a baseline, before anything is run."""
-    policy, chosen = policy or Policy(), chosen or Selection()
+    policy, cells = policy or Policy(), _planned(baseline, policy or Policy(), chosen or Selection())
+    # As decide will have it, at the level of the smallest p-value, which Holm's method asks the most of.
+    level = levels_of(questions(cells, policy), policy.alpha)["cell"] if cells else policy.alpha
+
+    def smallest(one: Compared, discordant: float) -> float | None:
+        return smallest_found(
+            len(one.before),
+            discordant=discordant,
+            level=level,
+            tolerated=one.limits.excused,
+            alpha=policy.alpha,
+        )
+
+    return [
+        Detectable(
+            one.label, len(one.before), float(one.before.mean()),
+            smallest(one, 0.0), smallest(one, policy.discordant),
+            unseen(len(one.before), alpha=policy.alpha), one.limits.margin,
+        )
+        for one in cells
+    ]  # fmt: skip
+
+
+def power(
+    baseline: Path, policy: Policy | None = None, *, chosen: Selection | None = None, seed: int = 0
+) -> Power | None:
+    """Return how often the whole gate would pass and fail runs of known truth; None with nothing selected.
+
+    seed: of the simulated runs.
+    """
+    policy = policy or Policy()
+    cells = _planned(baseline, policy, chosen or Selection())
+    return simulate(cells, policy, seed=seed) if cells else None
+
+
+def _planned(baseline: Path, policy: Policy, chosen: Selection) -> list[Compared]:
+    """Return the cells of a baseline as if nothing had changed in them."""
     outcomes = {_key(o): o for o in read_outcomes(baseline) if chosen.has(o)}
     labels = _labels(outcomes)
-    # As _decide will have it, at the level of the smallest p-value, which Holm's method asks the most of.
-    models: dict[str, int] = {}
-    for outcome in outcomes.values():
-        if kind_of(outcome) == "corruption":
-            models[outcome.cell["model"]] = models.get(outcome.cell["model"], 0) + 1
-    in_grids = sum(count for count in models.values() if count > 1)
-    others = len(outcomes) - in_grids + sum(count > 1 for count in models.values())
-    families = bool(in_grids) + bool(others)
-    rows = []
-    for key, outcome in outcomes.items():
-        curve, subject = _quoted(outcome, "last")[-1], _subject(outcome)
-        gridded = subject.kind == "corruption" and models[subject.model] > 1
-        level = policy.alpha / families / (in_grids if gridded else others)
-        total = len(curve.is_correct)
-        rows.append(
-            Detectable(
-                labels[key], total, float(curve.is_correct.mean()),
-                smallest_drop(total, alpha=level),
-                smallest_drop(total, discordant=policy.discordant, alpha=level),
-                -paired_interval(
-                    int(curve.is_correct.sum()), 0, 0, int((~curve.is_correct).sum()), alpha=policy.alpha
-                ).low,
-                policy.limits_for(subject).margin,
-            )
-        )  # fmt: skip
-    return rows
+    return [
+        _compared(labels[key], outcome, curve, curve, policy, _today())
+        for key, outcome in outcomes.items()
+        for curve in _quoted(outcome, policy.exits)
+    ]
 
 
 def update(

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 import robustglimpse
-from robustglimpse import cost, evaluate
+from robustglimpse import cost, evaluate, machine
 from robustglimpse.arguments import device_here
 from robustglimpse.attacks import ATTACKS, adapted_defaults, canonical
 from robustglimpse.corruptions import corrupt
@@ -609,6 +609,7 @@ def run_info(asked: Any, work: Sequence[Work], device: str, command: str) -> dic
         "command": command,
         "asked": {field.name: _plain(getattr(asked, field.name)) for field in fields(asked)},
         "device": device,
+        "machine": machine.describe(device),
         "versions": {
             "robustglimpse": robustglimpse.__version__,
             "python": platform.python_version(),

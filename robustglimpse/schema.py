@@ -92,6 +92,7 @@ class ProvenanceModel(_Strict):
     images_sha256: str = ""
     listing_sha256: str = ""
     answers: list[list[float]] = []
+    machine: str = ""
 
 
 class DescriptionModel(_Strict):
@@ -246,6 +247,7 @@ class RunModel(_Strict):
     schema_: Whole = Field(SCHEMA, alias="schema")
     command: str = ""
     device: str = ""
+    machine: dict[str, str] = {}
     asked: dict[str, Any] = {}
     versions: dict[str, str] = {}
     weights: dict[str, str] = {}
@@ -267,6 +269,7 @@ class EntryModel(_Strict):
     data_sha256: str
     eps: str
     cell: CellModel
+    machine: str = ""
 
 
 class BaselineModel(_Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, log, sqrt
@@ -27,6 +27,8 @@ ALEXNET_CLEAN_ERROR = 0.43478
 
 # Above so many additions a sign-flip test takes the normal law that its sum then follows closely.
 EXACT_COST = 300_000_000
+# Above so many gained samples the bound on those lost is interpolated.
+EXACT_GAINED = 200
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,180 @@ def newcombe(
     return Interval(p - q, max(-1.0, p - q - below), min(1.0, p - q + above))
 
 
+def drop_p_value(
+    values: NDArray[np.int64], counts: NDArray[np.int64], *, margin: float, cells: int = 1
+) -> float:
+    """Return the p-value of the hypothesis that accuracy fell by the margin or more.
+
+    values, counts: i64 [V], distinct sums of an image's differences (after - before, each -1, 0 or 1) over
+    so many cells, and how many images have each.  Images are the unit, so that cells may correlate.
+    margin: a fraction above -1 and up to 1 of the mean over images and cells; negative for a gain.
+
+    Of all laws of an image's sum with the mean -margin * cells, the likeliest given the images is taken
+    (whatever was not seen is put on the worst sum, -cells), and the chance that images drawn from it sum
+    to what was seen or more is exact.  For one cell, that is the exact test at the restricted maximum
+    likelihood estimate of Tango's interval; where only losses occur it is the binomial test, and at 0 of
+    n it is (1 - margin)^n.  1 where the observed drop is the margin or more.
+    Source: Tango 1998 (one cell); Owen 2001, Empirical Likelihood, section 2; Honda & Takemura 2010
+    (bounded support); Storer & Kim 1990 (exact law at the estimate).
+    """
+    total, seen = int(counts.sum()), int((values * counts).sum())
+    away = values + cells * margin
+    if float((away * counts).sum()) <= 1e-9 * total:
+        return 1.0
+    law = _nearest_law(away, counts / total, worst=cells * (1 - margin))
+    return _upper_tail(np.append(values, -cells), law, total=total, seen=seen)
+
+
+def _upper_tail(values: NDArray[np.int64], law: NDArray[Any], *, total: int, seen: int) -> float:
+    """Return the chance that so many independent values of one law sum to what was seen or more."""
+    mean = float((law * values).sum())
+    spread = sqrt(total * max(0.0, float((law * (values - mean) ** 2).sum())))
+    # The sum's law, on a circle so long that no more than rounding comes round it.
+    size = 1 << (int(20 * spread) + 4 * int(np.abs(values).max()) + 60).bit_length()
+    one = np.bincount(values % size, weights=law, minlength=size)
+    many = np.fft.irfft(np.fft.rfft(one) ** total, size)
+    last = round(mean * total) + size // 2
+    return min(1.0, max(0.0, float(many[np.arange(seen, last) % size].sum())))
+
+
+def _nearest_law(away: NDArray[Any], shares: NDArray[Any], *, worst: float) -> NDArray[Any]:
+    """Return the likeliest law f64 [V + 1] of mean zero on the values away and on -worst, the last one.
+
+    shares: how often each value was seen; their mean is above zero.  With lambda the multiplier of the
+    mean, a value has share / (1 + lambda * away); lambda is 1 / worst at most, and then -worst has the rest.
+    """
+    from scipy.optimize import brentq
+
+    def mean(multiplier: float) -> float:
+        return float((shares * away / (1 + multiplier * away)).sum())
+
+    most = (1 - 1e-12) / worst
+    multiplier = most if mean(most) >= 0 else brentq(mean, 0.0, most, xtol=1e-14, rtol=1e-12)
+    law = shares / (1 + multiplier * away)
+    return np.append(law, max(0.0, 1 - float(law.sum())))
+
+
+def paired_difference(
+    values: NDArray[np.int64], counts: NDArray[np.int64], *, alpha: float, cells: int = 1
+) -> Interval:
+    """Return the mean difference over images and cells, after - before; each end errs in alpha or less.
+
+    values, counts, cells: as in drop_p_value, whose test the interval turns round: its lower end is above
+    minus a margin where that margin's p-value is below alpha.
+    """
+    value = float((values * counts).sum()) / int(counts.sum()) / cells
+    total = int(counts.sum())
+    reach = 4 / total + 2 * sqrt(float((values**2 * counts).sum())) / total / cells
+
+    def drops(margin: float) -> float:
+        return drop_p_value(values, counts, margin=margin, cells=cells)
+
+    def gains(margin: float) -> float:
+        return drop_p_value(-values[::-1], counts[::-1], margin=margin, cells=cells)
+
+    return Interval(value, -_largest(drops, -value, reach, alpha), _largest(gains, value, reach, alpha))
+
+
+def _largest(p_value: Callable[[float], float], seen: float, reach: float, alpha: float) -> float:
+    """Return the largest margin, from the drop seen on, that is not refused at alpha: about reach further."""
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
+    def excess(margin: float) -> float:  # close to a straight line
+        return float(ndtri(min(0.6, max(1e-12, p_value(margin))))) - wanted
+
+    wanted, most, low = float(ndtri(alpha)), 1 - 1e-9, seen
+    if seen >= most:
+        return 1.0
+    high = min(most, seen + reach)
+    while excess(high) > 0:
+        if high == most:
+            return 1.0
+        low, high = high, min(most, high + reach)
+    return float(brentq(excess, low, high, xtol=1e-7, rtol=1e-10))
+
+
+@lru_cache(maxsize=100_000)
+def table_p_value(lost: int, gained: int, total: int, *, margin: float) -> float:
+    """Return drop_p_value of one cell, lost and gained of total samples, whose likeliest law is Tango's."""
+    values, _ = _table(lost, gained, total)
+    if lost - gained >= margin * total * (1 - 1e-9):
+        return 1.0
+    # The share gained, of which the share lost is the margin ahead, solves a x^2 + b x + c = 0.
+    a, b = 2 * total, (2 * total - lost + gained) * margin - lost - gained
+    c = -gained * margin * (1 - margin)
+    up = max(0.0, (sqrt(b * b - 4 * a * c) - b) / (2 * a))
+    law = np.array([max(0.0, up + margin), max(0.0, 1 - 2 * up - margin), up])
+    return _upper_tail(values, law, total=total, seen=gained - lost)
+
+
+@lru_cache(maxsize=100_000)
+def table_difference(lost: int, gained: int, total: int, *, alpha: float) -> Interval:
+    """Return paired_difference of one cell: lost and gained of total samples."""
+    _table(lost, gained, total)
+    value, reach = (gained - lost) / total, (4 + 2 * sqrt(lost + gained)) / total
+
+    def drops(margin: float) -> float:
+        return table_p_value(lost, gained, total, margin=margin)
+
+    def gains(margin: float) -> float:
+        return table_p_value(gained, lost, total, margin=margin)
+
+    return Interval(value, -_largest(drops, -value, reach, alpha), _largest(gains, value, reach, alpha))
+
+
+def _table(lost: int, gained: int, total: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if min(lost, gained, total - lost - gained) < 0 or total < 1:
+        raise ValueError(f"expected counts from 0 up, got {lost} lost and {gained} gained of {total}")
+    return np.array([-1, 0, 1]), np.array([lost, total - lost - gained, gained])
+
+
+@lru_cache(maxsize=100)
+def most_lost(total: int, gained: int, *, margin: float, alpha: float) -> NDArray[np.int64]:
+    """Return i64 [gained + 1]: how many lost, with so many gained, still refuse the margin; -1 for none.
+
+    Exact up to EXACT_GAINED gained; above, at so many places, and on straight lines between them.
+    """
+    found, lost = [], -1
+    places = np.unique(np.linspace(0, gained, min(gained, EXACT_GAINED) + 1).round().astype(int))
+    for many in places.tolist():
+        step = 1 << int(total * margin if many == 0 else 2 * gained / len(places)).bit_length()
+        while step:
+            while (
+                lost + step + many <= total
+                and table_p_value(lost + step, many, total, margin=margin) <= alpha
+            ):
+                lost += step
+            step //= 2
+        found.append(lost)
+    return np.floor(np.interp(np.arange(gained + 1), places, found)).astype(np.int64)
+
+
+def proof_power(drop: float, *, total: int, discordant: float, margin: float, alpha: float) -> float:
+    """Return how often table_p_value refuses a drop of the margin where the true one is drop.
+
+    discordant: the share of samples that differ, the drop's size at least.  At drop = margin it is the
+    chance of a false pass.  By enumeration, exact up to what most_lost interpolates.
+    """
+    from scipy.special import bdtr, gammaln
+
+    up = max(0.0, discordant - drop) / 2
+    # The same number whatever the drop, so that most_lost is asked once.
+    half = discordant / 2
+    most = min(total, int(total * half + 8 * sqrt(total * half) + 10))
+    gained, lost = np.arange(most + 1), most_lost(total, most, margin=margin, alpha=alpha)
+    if up == 0:
+        chance = (gained == 0).astype(float)
+    else:
+        chance = np.exp(
+            gammaln(total + 1) - gammaln(gained + 1) - gammaln(total - gained + 1)
+            + gained * log(up) + (total - gained) * np.log1p(-up)
+        )  # fmt: skip
+    refused = np.where(lost < 0, 0.0, bdtr(np.maximum(lost, 0), total - gained, (up + drop) / (1 - up)))
+    return float((chance * refused).sum())
+
+
 def unseen(total: int, *, alpha: float = 0.05) -> float:
     """Return the largest share of all samples that none of total may show by chance alpha: some 3/total.
 
@@ -232,7 +408,10 @@ def _most_gained(count: int, alpha: float) -> int:
     """Return how many of count discordant samples may be gained in a significant loss, -1 where none may."""
     from scipy.special import bdtr
 
-    return int((bdtr(np.arange(count // 2 + 1), count, 0.5) <= alpha).sum()) - 1
+    first = max(
+        0, int(count / 2 - 4 * sqrt(count)) - 1
+    )  # eight standard deviations: all below are significant
+    return first + int((bdtr(np.arange(first, count // 2 + 1), count, 0.5) <= alpha).sum()) - 1
 
 
 @lru_cache(maxsize=1000)

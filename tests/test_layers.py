@@ -51,6 +51,7 @@ LAYERS = [
     ["models", "data", "attacks", "corruptions", "recipes"],
     [
         "registry",
+        "machine",
         "arguments",
         "rng",
         "progress",

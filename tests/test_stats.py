@@ -14,15 +14,20 @@ from robustglimpse.corruptions import names
 from robustglimpse.stats import (
     ALEXNET_CLEAN_ERROR,
     ALEXNET_ERROR,
+    drop_p_value,
     holm,
     mcnemar,
     mcnemar_power,
     mean_corruption_error,
     mean_difference,
     newcombe,
+    paired_difference,
     paired_p_value,
+    proof_power,
     sign_flip,
     smallest_drop,
+    table_difference,
+    table_p_value,
     unseen,
     wilson,
 )
@@ -333,6 +338,84 @@ def test_newcombe_covers_the_truth() -> None:
     above = np.mean([interval.low > -0.02 for interval in found])
     below = np.mean([interval.high < -0.02 for interval in found])
     assert max(above, below) < 0.06
+
+
+# The exact test that a drop is smaller than a margin
+
+
+def test_where_only_losses_occur_the_test_is_binomial() -> None:
+    for lost, total in ((0, 400), (2, 500), (5, 1000), (3, 12)):
+        expected = binomtest(lost, total, 0.3 if total == 12 else 0.01, alternative="less").pvalue
+        found = table_p_value(lost, 0, total, margin=0.3 if total == 12 else 0.01)
+        assert found == pytest.approx(expected, abs=1e-12)
+    # 1 - 0.05^(1/n), and Clopper and Pearson's bound.
+    assert -table_difference(0, 0, 400, alpha=0.05).low == pytest.approx(unseen(400), abs=1e-6)
+    bound = binomtest(2, 500).proportion_ci(0.9, method="exact").high
+    assert -table_difference(2, 0, 500, alpha=0.05).low == pytest.approx(bound, abs=1e-6)
+    assert bound == pytest.approx(0.0125, abs=5e-5)
+
+
+def test_the_likeliest_law_is_tangos_and_the_tail_is_summed_by_hand() -> None:
+    # n = 2, one lost and one gained, margin 1/2: 4 x^2 - x/2 - 1/8 = (2 * 2) x^2 - 1 x - ... is solved below.
+    a, b, c = 4, 2 * 2 * 0.5 - 2, -0.25
+    up = ((b * b - 4 * a * c) ** 0.5 - b) / (2 * a)
+    down, same = up + 0.5, 0.5 - 2 * up
+    # Two draws sum to 0 or more: all pairs but (down, same), (same, down) and (down, down).
+    expected = 1 - 2 * down * same - down**2
+    assert table_p_value(1, 1, 2, margin=0.5) == pytest.approx(expected)
+
+
+def test_tangos_score_interval_is_near_and_the_law_is_that_of_the_general_test() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        total = int(rng.integers(5, 2000))
+        lost, gained = (int(x) for x in rng.integers(0, total // 4 + 1, 2))
+        margin = float(rng.uniform(-0.1, 0.3))
+        counts = np.array([lost, total - lost - gained, gained])
+        general = drop_p_value(np.array([-1, 0, 1]), counts, margin=margin)
+        assert table_p_value(lost, gained, total, margin=margin) == pytest.approx(general, abs=1e-10)
+    # Tango 1998, table II: 1 and 2 discordant of 44, 95 %: (-0.096, 0.14) about; the exact one is wider.
+    found = table_difference(1, 2, 44, alpha=0.025)
+    assert (found.low, found.high) == pytest.approx((-0.097, 0.140), abs=0.02)
+
+
+def test_the_interval_turns_the_test_round_and_turns_with_the_runs() -> None:
+    for lost, gained, total in ((20, 20, 1000), (5, 0, 300), (0, 3, 50), (30, 10, 100), (2000, 1900, 50_000)):
+        found = table_difference(lost, gained, total, alpha=0.05)
+        assert table_p_value(lost, gained, total, margin=-found.low) == pytest.approx(0.05, abs=1e-3)
+        mirrored = table_difference(gained, lost, total, alpha=0.05)
+        assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low))
+        assert found.low < found.value < found.high
+    whole = table_difference(40, 0, 40, alpha=0.05)
+    assert (whole.low, whole.value) == (-1, -1)
+
+
+def test_cells_that_are_copies_of_each_other_count_as_one() -> None:
+    one = table_difference(30, 20, 1000, alpha=0.05)
+    values, counts = np.array([-7, 0, 7]), np.array([30, 950, 20])
+    found = paired_difference(values, counts, alpha=0.05, cells=7)
+    assert (found.value, found.low, found.high) == pytest.approx((one.value, one.low, one.high), abs=1e-6)
+
+
+def test_a_mean_of_many_small_changes_has_students_interval() -> None:
+    sums = np.random.default_rng(0).integers(-3, 4, 2000)
+    values, counts = np.unique(sums, return_counts=True)
+    found = paired_difference(values, counts, alpha=0.05, cells=20)
+    student = mean_difference(sums / 20, confidence=0.9)
+    assert found.high == pytest.approx(student.high, abs=5e-4)
+    assert found.low == pytest.approx(student.low, abs=5e-4)
+
+
+def test_the_power_of_the_proof_is_what_is_simulated() -> None:
+    expected = proof_power(0.01, total=600, discordant=0.04, margin=0.03, alpha=0.05)
+    tables = np.random.default_rng(0).multinomial(600, [0.025, 0.015, 0.96], size=3000)
+    found = np.mean([table_p_value(int(b), int(c), 600, margin=0.03) <= 0.05 for b, c, _ in tables])
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_impossible_tables_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 lost and 2 gained of 4"):
+        table_difference(3, 2, 4, alpha=0.05)
 
 
 def test_a_mean_difference_is_students_and_keeps_a_width() -> None:

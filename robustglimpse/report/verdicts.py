@@ -9,6 +9,7 @@ from dataclasses import asdict
 from xml.etree import ElementTree
 
 from robustglimpse.policy import GOOD, VERDICTS, Verdict
+from robustglimpse.power import Power
 from robustglimpse.regress import Detectable, Finding, Judgement
 from robustglimpse.report.tables import markdown, percent
 from robustglimpse.stats import Interval, wilson
@@ -17,7 +18,7 @@ from robustglimpse.texts import one_line, safe
 # The worst first.
 ORDER: tuple[Verdict, ...] = (
     "regressed", "suspicious-gain", "evaluator-drift", "not-comparable", "missing", "inconclusive",
-    "improved", "pass",
+    "improved", "machine-drift", "pass",
 )  # fmt: skip
 # What to do about each verdict that fails.
 ADVICE = {
@@ -42,6 +43,9 @@ def to_markdown(judgement: Judgement) -> str:
         "",
         f"{_code(judgement.run)} against {_code(judgement.baseline)}: {_counts(judgement)}.",
     ]
+    joint = [f"- {safe(_joint(finding), 'markdown')}" for finding in _joints(judgement)]
+    if joint:
+        lines += ["", *joint]
     alike = _alike(judgement, findings)
     rows = [
         _line(judgement, group[0]) if len(group) == 1 else _line_for_many(judgement, group) for group in alike
@@ -58,6 +62,23 @@ def to_markdown(judgement: Judgement) -> str:
     return "\n".join(lines)
 
 
+def _joints(judgement: Judgement) -> list[Finding]:
+    return [finding for finding in judgement.findings if finding.level == "joint"]
+
+
+def _joint(finding: Finding) -> str:
+    """Return the verdict on all cells together in one sentence."""
+    margin = f"{100 * (finding.margin or 0):g} points"
+    told = {
+        "pass": finding.note or f"a drop proven smaller than {margin}",
+        "improved": "more robust beyond chance",
+        "regressed": "a drop beyond chance",
+        "inconclusive": f"not proven to have dropped by less than {margin}; {finding.note}",
+    }
+    why = told.get(finding.verdict, finding.note)
+    return f"Jointly, {finding.label}: {_change(finding)} points, {finding.verdict} ({why})."
+
+
 def _code(path: str) -> str:
     """Return a path as code in Markdown, which nothing in it ends."""
     return f"`{one_line(path).replace('`', ' ')}`"
@@ -67,14 +88,16 @@ def _alike(judgement: Judgement, findings: Sequence[Finding]) -> list[list[Findi
     """Return the findings in groups that take a line each: one by one, but for corruptions of a model.
 
     Those share a line where they are more than two with the same to say: nothing beyond chance, or the
-    same reason to fail.
+    same reason to fail.  Means over several cells with nothing to say share one line, and of two or one too.
     """
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for k, finding in enumerate(findings):
         is_quiet = not (judgement.fails(finding) or finding.acknowledged or finding.verdict == "improved")
         is_absent = finding.after is None
         key: tuple[object, ...] = (k,)
-        if finding.subject.kind == "corruption" and (is_quiet or is_absent):
+        if finding.level == "group" and is_quiet:
+            key = ("group",)
+        elif finding.level == "cell" and finding.subject.kind == "corruption" and (is_quiet or is_absent):
             shared = (finding.verdict, finding.note, finding.acknowledged) if is_absent else ("quiet",)
             key = (finding.subject.model, *shared)
         groups.setdefault(key, []).append(finding)
@@ -88,6 +111,10 @@ def _alike(judgement: Judgement, findings: Sequence[Finding]) -> list[list[Findi
 def _line_for_many(judgement: Judgement, group: Sequence[Finding]) -> list[str]:
     """Return one line for several corruptions of a model, with the means of their accuracies."""
     first = group[0]
+    if first.level == "group":
+        verdicts = "/".join(dict.fromkeys(f.verdict for f in group))
+        label = f"{len(group)} means over several cells (a model, an attack, a corruption)"
+        return [verdicts, label, "-", "-", "-", "-", "-", "one by one, no drop beyond chance"]
     label = f"{first.subject.model}, {len(group)} corruptions (mean)"
     before = sum(f.before or 0 for f in group) / len(group)
     if first.after is None:
@@ -108,8 +135,9 @@ def _counts(judgement: Judgement) -> str:
     if not found:
         return "no cell to compare; check the selection, or make a baseline with --update"
     counts = ", ".join(f"{found[v]} {v}" for v in ORDER if v in found)
-    many = len(judgement.findings)
-    return f"{many} comparison{'s' if many > 1 else ''}, {counts}"
+    many, means = len(judgement.findings), sum(f.level != "cell" for f in judgement.findings)
+    of_means = f" ({means} of means over several cells)" if means else ""
+    return f"{many} comparison{'s' if many > 1 else ''}{of_means}, {counts}"
 
 
 def _line(judgement: Judgement, finding: Finding) -> list[str]:
@@ -162,11 +190,13 @@ def _p(value: float) -> str:
 
 def _legend(judgement: Judgement) -> str:
     alpha = judgement.policy.alpha
+    proven = "each cell" if judgement.policy.prove == "each" else "the mean over all cells"
     return (
-        f"Accuracies in %. Change: paired, with its {100 * (1 - 2 * alpha):g} % interval; it passes where "
-        f"all of the interval lies above minus the margin ({100 * judgement.policy.limits.margin:.1f} points "
-        f"unless the policy says otherwise). p: of a drop, one-sided, adjusted for all comparisons; a drop "
-        f"counts from p <= {alpha:g} and {100 * judgement.policy.limits.min_effect:g} points."
+        f"Accuracies in %. Change: paired, with its {100 * (1 - 2 * alpha):g} % interval; a drop is proven "
+        f"small where all of the interval lies above minus the margin ("
+        f"{100 * judgement.policy.limits.margin:g} points unless the policy says otherwise), which {proven} "
+        f"must be. p: of a drop, one-sided, adjusted for all comparisons; in any cell or mean, a drop counts "
+        f"from p <= {alpha:g} and {100 * judgement.policy.limits.min_effect:g} points."
     )
 
 
@@ -177,6 +207,17 @@ def to_json(judgement: Judgement) -> str:
         "exit_code": judgement.exit_code,
         "baseline": judgement.baseline,
         "run": judgement.run,
+        "joint": [
+            {
+                "label": f.label,
+                "cells": f.cells,
+                "verdict": f.verdict,
+                "margin": f.margin,
+                "change": asdict(f.change) if f.change else None,
+                "fails": judgement.fails(f),
+            }
+            for f in _joints(judgement)
+        ],
         "findings": [
             {**asdict(f), **asdict(f.subject), "fails": judgement.fails(f)} for f in judgement.findings
         ],
@@ -187,7 +228,9 @@ def to_json(judgement: Judgement) -> str:
 
 
 def to_junit(judgement: Judgement) -> str:
-    """Return JUnit XML, a test case per finding: failures, errors where there was nothing to compare.
+    """Return JUnit XML, a test case per finding, the means over several cells among them.
+
+    What regressed or is inconclusive is a failure, what could not be compared an error.
 
     What is acknowledged, allowed or decided elsewhere is skipped, with the reason.
     """
@@ -238,10 +281,11 @@ def to_github(judgement: Judgement) -> str:
     """
     lines = []
     for finding in sorted(judgement.findings, key=lambda f: ORDER.index(f.verdict)):
-        if not finding.decides or finding.verdict == "pass":
+        if finding.level != "joint" and (not finding.decides or finding.verdict == "pass"):
             continue
         level = "error" if judgement.fails(finding) else "notice"
-        title = safe(f"robustness: {finding.verdict}", "github title")
+        of_all = " jointly" if finding.level == "joint" else ""
+        title = safe(f"robustness: {finding.verdict}{of_all}", "github title")
         acknowledged = f" (acknowledged {finding.acknowledged})" if finding.acknowledged else ""
         lines.append(f"::{level} title={title}::{safe(_sentence(finding) + acknowledged, 'github')}")
     if not judgement.findings:
@@ -249,8 +293,8 @@ def to_github(judgement: Judgement) -> str:
     return "\n".join(lines)
 
 
-def plan_markdown(rows: Sequence[Detectable]) -> str:
-    """Return the plan as a table; in points, and a dash where not even losing everything would show."""
+def plan_markdown(rows: Sequence[Detectable], power: Power | None = None) -> str:
+    """Return the plan as tables; in points, and a dash where not even losing everything would show."""
 
     def said(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f}"
@@ -264,10 +308,31 @@ def plan_markdown(rows: Sequence[Detectable]) -> str:
     legend = (
         "In points, for changed weights. Drop seen: the smallest true drop found 9 times in 10 where no "
         "sample is gained; with churn: where some are lost and some gained, as between two trainings (the "
-        "policy's `discordant`). Margin provable: what a run without any difference would prove; (!) where "
-        "that is not within the margin, so that no run can pass: take more samples or a larger margin."
+        "policy's `discordant`). Margin provable: what a cell alone would prove where no sample differs; (!) "
+        "where that is not within the margin: take more samples or a larger margin."
     )
-    return f"{markdown(header, lines)}\n\n{legend}" if lines else "no cell is selected"
+    if not lines:
+        return "no cell is selected"
+    whole = f"{_power(power)}\n\n" if power else ""
+    return f"{whole}{markdown(header, lines)}\n\n{legend}"
+
+
+def _power(power: Power) -> str:
+    """Return the power of the whole gate as a table with its assumptions."""
+    lines = [
+        [s.truth, *(f"{100 * share:.0f} %" for share in (s.passes, s.regresses, s.incomplete))]
+        for s in power.scenarios
+    ]
+    table = markdown(
+        ("the whole gate, with other weights, where", "passes", "regressed", "incomplete"), lines
+    )
+    single = "not found, however large" if power.single is None else f"{100 * power.single:.1f} points"
+    return (
+        f"{table}\n\n{power.runs} simulated runs each, so that a share is known to some "
+        f"{100 * power.runs**-0.5:.0f} points; {100 * power.discordant:g} % of the samples differ in every "
+        f"cell (the policy's `discordant`), in two cells of a model with correlation 0.5. A drop in one cell "
+        f"alone is found with 80 % where it is: {single}."
+    )
 
 
 assert set(ORDER) == set(VERDICTS)
