@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,19 @@ from robustglimpse.models.exits import confidence
 from robustglimpse.models.mgnet import look
 from robustglimpse.notes import tell
 from robustglimpse.records import Batch, Classifier, Norm, UserError
+from robustglimpse.registry import unknown
 from robustglimpse.report.glimpses import Case, Look, choose, quotas
 from robustglimpse.request import check_asked, understood
 from robustglimpse.runner import Bench, Work, choose_device, plan_work
 from robustglimpse.surroundings import own_surroundings
+
+# What became of a clean image: whether the answer after its first and its last glimpse is right.
+PICKS: dict[str, tuple[bool | None, bool]] = {
+    "correct": (None, True),
+    "wrong": (None, False),
+    "saved": (False, True),
+    "lost": (True, False),
+}
 
 
 @understood
@@ -29,11 +38,15 @@ class Sheet:
     """What `robustglimpse glimpses` is asked for; every field is also a flag, most of them those of Bench.
 
     indices: the images shown, by their places in the data set; () to choose count of the first limit ones.
+    pick: a word of PICKS to choose by the clean answers, whatever the attack does then: "correct" or "wrong"
+        at the end, "saved" (wrong after the first glimpse, right at the end) or "lost" (the opposite); "" for
+        some that were fooled, stand, and were wrong before.
     """
 
     model: str | Classifier
     indices: tuple[int, ...] = ()
     count: int = 8
+    pick: str = ""
     attack: str = "pgd"
     steps: tuple[int, ...] = (16,)
     eps: str = "4/255"
@@ -57,14 +70,19 @@ class Sheet:
 def find_cases(asked: Sheet) -> tuple[str, list[Case]]:
     """Return what was done to which model, and the images asked for before and after it.
 
-    Else some that were fooled, some that stand and some that were wrong before: the first of their kind in
-    the data set's order, so that the same request shows the same.  Raises UserError for what cannot be asked.
+    Else those of its pick, or some that were fooled, some that stand and some that were wrong before: the
+    first of their kind in the data set's order, so that the same request shows the same.
+    Raises UserError for what cannot be asked, and where no image is of its pick.
     """
     check_asked(asked, Sheet, "find_cases(Sheet('mgnet-r18'))")
     if asked.count < 1:
         raise UserError(f"count must be at least 1, got {asked.count}; for example --count 8")
     if any(index < 0 for index in asked.indices):
         raise UserError(f"an image's index must be from 0 up, got {min(asked.indices)}")
+    if asked.pick and asked.pick not in PICKS:
+        raise unknown(asked.pick, PICKS, kind="pick")
+    if asked.pick and asked.indices:
+        raise UserError("images are chosen by --index or by --pick; leave one of them out")
     device = choose_device(asked.device)
     shared = {field.name: getattr(asked, field.name) for field in fields(Bench) if hasattr(asked, field.name)}
     shared |= {"models": (asked.model,), "attacks": (asked.attack,), "protocols": (asked.protocol,)}
@@ -75,7 +93,9 @@ def find_cases(asked: Sheet) -> tuple[str, list[Case]]:
     if work.classifier.meta.get("architecture") is None and work.classifier.meta.get("exits", 1) == 1:
         tell(f"{work.cell.model}: it has no glimpses, so the sheet shows the whole image")
     if asked.indices:
-        return title, [case for batch in _picked(work.dataset, asked) for case in _cases(work, batch, device)]
+        return title, [case for batch in _named(work.dataset, asked) for case in _cases(work, batch, device)]
+    if asked.pick:
+        return f"{title}; {asked.pick}", _picked(work, asked, device)
     found: list[Case] = []
     wanted = quotas(asked.count)
     for batch in work.dataset.batches(asked.batch_size):
@@ -95,7 +115,41 @@ def _title(w: Work, asked: Sheet) -> str:
     return ", ".join([*parts, asked.protocol])
 
 
-def _picked(dataset: Dataset, asked: Sheet) -> Iterator[Batch]:
+def _picked(w: Work, asked: Sheet, device: str) -> list[Case]:
+    """Return the first images whose clean answers are those of the pick; no others are attacked."""
+    if w.classifier.meta.get("exits", 1) == 1 and PICKS[asked.pick][0] is not None:
+        raise UserError(
+            f"{w.cell.model} answers once, so that no image is {asked.pick} between its first glimpse and "
+            "its last; pick correct or wrong"
+        )
+    found: list[Case] = []
+    for batch in w.dataset.batches(asked.batch_size):
+        is_picked = _is_picked(w.classifier, batch, asked.pick, device)
+        rows = is_picked.nonzero()[: asked.count - len(found), 0]
+        if len(rows):
+            chosen = replace(
+                batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows]
+            )
+            found += _cases(w, chosen, device)
+        if len(found) == asked.count:
+            return found
+    seen = f"the first {len(w.dataset.labels)} images"
+    if not found:
+        raise UserError(f"none of {seen} is {asked.pick}; look at more of them with --limit")
+    tell(f"{len(found)} of {seen} are {asked.pick}, fewer than the {asked.count} asked for")
+    return found
+
+
+def _is_picked(classifier: Classifier, batch: Batch, pick: str, device: str) -> Tensor:
+    """Return which clean images of a batch are of the pick, bool [B]."""
+    with torch.no_grad():
+        exits = classifier.exits(batch.images.to(device).float() / 255).cpu()
+    is_right = exits.argmax(2) == batch.labels
+    first, last = PICKS[pick]
+    return (is_right[-1] == last) & (True if first is None else is_right[0] == first)
+
+
+def _named(dataset: Dataset, asked: Sheet) -> Iterator[Batch]:
     """Yield the images asked for, in the order asked."""
     last = len(dataset.labels) - 1
     if max(asked.indices) > last:

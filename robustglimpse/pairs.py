@@ -10,8 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from robustglimpse.data import DATASETS, Dataset, load_data
+from robustglimpse.data import DATASETS, Dataset, load_data, resized
 from robustglimpse.labels import match_classes
+from robustglimpse.machine import name_of
 from robustglimpse.models import is_from_outside, load_model
 from robustglimpse.models.answers import answers
 from robustglimpse.models.preflight import PROBES, check_model
@@ -67,6 +68,8 @@ def load_pairs(asked: Source, device: str) -> Iterator[tuple[str, Classifier, Da
                     download=asked.download,
                 )  # fmt: skip
             dataset = datasets[data, size_px]
+            if asked.size_px is None and _learned_resized(classifier, data, dataset):
+                dataset = resized(dataset, classifier.size_px)
             _tell_of_flags(asked, data, dataset)
         yield name, *checked(classifier, dataset, device, classes_of_data=asked.classes_of_data)
 
@@ -87,18 +90,18 @@ def checked(
     classifier = check_model(classifier, images)
     for note in (*matched.notes, *_size_notes(classifier, matched), *classifier.meta.get("notes", ())):
         tell(note)
-    return classifier, matched, provenance_of(classifier, matched, answers(classifier, images))
+    return classifier, matched, provenance_of(classifier, matched, answers(classifier, images), device)
 
 
 def provenance_of(
-    classifier: Classifier, dataset: Dataset, answered: tuple[tuple[float, ...], ...]
+    classifier: Classifier, dataset: Dataset, answered: tuple[tuple[float, ...], ...], device: str
 ) -> Provenance:
     """Return what the cells of a model on a set depend on."""
     labels = hashlib.sha256(f"{dataset.numbering} {len(classifier.classes)}\n".encode())
     labels.update(dataset.labels.tobytes())
     return Provenance(
         classifier.sha256, dataset.fingerprint, labels.hexdigest(), dataset.identity or dataset.fingerprint,
-        dataset.listing, answered,
+        dataset.listing, answered, name_of(device),
     )  # fmt: skip
 
 
@@ -148,6 +151,13 @@ def has_sizes(data: str) -> bool:
     """Return whether a data set is read at the size that a model asks for."""
     row = DATASETS.get(data.partition(":")[0])
     return row is not None and row.takes_size
+
+
+def _learned_resized(classifier: Classifier, data: str, dataset: Dataset) -> bool:
+    """Return whether a network of ours was trained on this very set, of one size, at another (size_px)."""
+    of_ours = "architecture" in classifier.meta and "input_px" not in classifier.meta
+    is_its_own = of_ours and classifier.meta.get("dataset") == data and not has_sizes(data)
+    return is_its_own and classifier.size_px != dataset.size_px
 
 
 def each_model(models: Sequence[str | Classifier], device: str) -> Iterator[tuple[str, Classifier]]:

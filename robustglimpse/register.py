@@ -1,4 +1,4 @@
-"""What a developer runs to bundle a trained checkpoint: python -m robustglimpse.register model.safetensors."""
+"""What a developer runs to bundle a checkpoint: python -m robustglimpse.register model.safetensors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def register(path: Path) -> str:
     recipe = {f"{each.model}@{each.dataset}": each.name for each in summaries()}.get(card.recipe)
     if recipe is None or not card.accuracy:
         raise UserError(
-            f"{path}: expected what robustglimpse train made of a recipe in robustglimpse/recipes, got a file of "
-            f"{card.recipe or 'no recipe'}; put the recipe there and train it"
+            f"{path}: expected what robustglimpse train made of a bundled recipe, got a file of "
+            f"{card.recipe or 'no recipe'}; put the recipe into robustglimpse/recipes and train it"
         )
     row = {
         "backbone": made.backbone, "glimpses": made.glimpses, "downsample": made.downsample,
@@ -59,7 +59,7 @@ if __name__ == "__main__":
     try:
         if len(sys.argv) != 2:
             raise UserError("expected one file: python -m robustglimpse.register runs/mine/model.safetensors")
-        print(register(Path(sys.argv[1])))
+        sys.stdout.write(f"{register(Path(sys.argv[1]))}\n")
     except UserError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         sys.exit(2)

@@ -146,6 +146,7 @@ READERS: Mapping[str, Reader] = {
     "data_dir": path,
     "frost_dir": path,
     "store": partial(text, example="'exact'"),
+    "pick": partial(text, example="'saved'"),
     "device": device,
     "seed": seed,
     **dict.fromkeys(("restarts", "size_px", "limit", "batch_size", "preset", "count"), whole),

@@ -9,24 +9,24 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustglimpse import recipes
-from robustglimpse.attacks import check_call, options_of
+from robustglimpse.attacks import ATTACKS, check_call, options_of
 from robustglimpse.attacks.gradient import Iterates
-from robustglimpse.data import Dataset, load_data
+from robustglimpse.data import DATASETS, Dataset, load_data, resized
 from robustglimpse.data.augment import pipeline
 from robustglimpse.files import write_file
 from robustglimpse.models import zoo
-from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet
+from robustglimpse.models.mgnet import Architecture, Glimpses, MGNet, initialise_as_authors_
 from robustglimpse.notes import tell
 from robustglimpse.progress import Progress, progress
 from robustglimpse.records import Threat, UserError
@@ -55,6 +55,10 @@ class Recipe:
     optimizer: "sgd" is the paper's, with momentum; "adamw" does not decay norms and biases.
     batch_size: of all processes together.
     precision: "bf16" runs convolutions and products in bfloat16; weights stay f32.
+    initialisation: of the attention and the heads, "torch" or "authors" (mgnet.initialise_as_authors_).
+    glimpse_loss: which glimpses the glimpse classifier's loss has: "all" as eq. 8, or "later", all but the
+        first, as the authors' code.
+    size_px: side of the images learned and tested on; 0 leaves the data set's own.
     """
 
     model: str
@@ -79,10 +83,16 @@ class Recipe:
     attack: str
     precision: Literal["f32", "bf16"]
     seed: int
+    initialisation: Literal["torch", "authors"] = "torch"
+    glimpse_loss: Literal["all", "later"] = "all"
+    size_px: int = 0
 
 
 def load_recipe(name: str) -> Recipe:
-    """Return the recipe at a path, or the bundled one of that name. Keys are strict."""
+    """Return the recipe at a path, or the bundled one of that name. Keys are strict.
+
+    Those of Recipe's fields with a default may be left out.
+    """
     path = Path(name) if name.endswith(".toml") else recipes.FOLDER / f"{name}.toml"
     if not path.is_file():
         raise unknown(name, recipes.names(), kind="recipe", listing="recipes")
@@ -91,15 +101,14 @@ def load_recipe(name: str) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML ({error})") from None
     expected = {f.name: str(f.type) for f in fields(Recipe)}
-    for word, wrong in (
-        ("unknown", table.keys() - expected.keys()),
-        ("missing", expected.keys() - table.keys()),
-    ):
+    needed = {f.name for f in fields(Recipe) if f.default is MISSING}
+    for word, wrong in (("unknown", table.keys() - expected.keys()), ("missing", needed - table.keys())):
         if wrong:
             raise UserError(f"{path}: {word} key {min(wrong)!r}; a recipe has {', '.join(sorted(expected))}")
-    for key, kind in expected.items():
-        if not isinstance(table[key], TOML_TYPES.get(kind, str)):
-            raise UserError(f"{path}: {key} must be of type {kind}, got {table[key]!r}")
+    for key, value in table.items():
+        kind = expected[key]
+        if isinstance(value, bool) or not isinstance(value, TOML_TYPES.get(kind, str)):
+            raise UserError(f"{path}: {key} must be of type {kind}, got {value!r}")
     return Recipe(**{**table, "augment": tuple(table["augment"])})
 
 
@@ -113,15 +122,16 @@ def training_loss(
 ) -> Tensor:
     """Return the loss of eq. 6-8: (1 - alpha) x global loss + alpha x glimpse loss.
 
-    Each is the mean over all T glimpses of a cross-entropy: of the global classifier, and of the
-    glimpse classifier (glimpse_logits [T*B,K], from each glimpse's features alone).  The authors' code
-    leaves glimpse 1 out of the second; eq. 8 has it in, and so do we.
+    Each is the mean over glimpses of a cross-entropy: of the global classifier over all T, and of the
+    glimpse classifier over those in glimpse_logits [S*B,K], from each glimpse's features alone.  Eq. 8 has
+    all T of them there; the authors' code leaves the first out (a recipe's glimpse_loss says which).
     y: i64 [B].  Returns a scalar.
     """
     targets = y.repeat(len(glimpses.logits))
     loss = F.cross_entropy(glimpses.logits.flatten(0, 1).float(), targets, label_smoothing=label_smoothing)
     if glimpse_logits is None:
         return loss
+    targets = targets[: len(glimpse_logits)]
     own = F.cross_entropy(glimpse_logits.float(), targets, label_smoothing=label_smoothing)
     return (1 - alpha) * loss + alpha * own
 
@@ -134,21 +144,22 @@ def train(
     device: str = "cpu",
     epochs: int | None = None,
     precision: Literal["f32", "bf16"] | None = None,
+    seed: int | None = None,
 ) -> Path:
     """Train to the recipe's end and return the checkpoint, out/model.safetensors.
 
     Goes on from out/last.pt where an earlier run of the same recipe was stopped; the weights come out
     the same as without the stop.  out/log.csv has a row for every epoch.
     Under torchrun its processes share every batch, on a GPU each where device is "cuda".
-    epochs, precision: others than the recipe's.  Raises UserError where out holds another recipe's run.
+    epochs, precision, seed: others than the recipe's.  Raises UserError where out holds another recipe's run.
     """
-    asked: dict[str, Any] = {"epochs": epochs, "precision": precision}
+    asked: dict[str, Any] = {"epochs": epochs, "precision": precision, "seed": seed}
     recipe = replace(recipe, **{key: value for key, value in asked.items() if value is not None})
     with gather(device) as team:
         _check(recipe, team)
         with team.first_before_others():
-            dataset = load_data(recipe.dataset, split=recipe.train_split, data_dir=data_dir)
-            test = load_data(recipe.dataset, split=recipe.test_split, data_dir=data_dir)
+            dataset = _images(recipe, recipe.train_split, data_dir, is_cropped=_crop_px(recipe) is not None)
+            test = _images(recipe, recipe.test_split, data_dir)
             for note in dict.fromkeys((*dataset.notes, *test.notes)):
                 tell(note)
         run = _Run(recipe, dataset, team)
@@ -167,8 +178,29 @@ def train(
         return run.export(out / "model.safetensors", test)
 
 
+def _images(recipe: Recipe, split: str, data_dir: Path | None, *, is_cropped: bool = False) -> Dataset:
+    """Return a split at the recipe's size, as evaluation shows it to what the recipe makes.
+
+    is_cropped: whether a random crop brings images to that size.  Of a set that is read at any size they
+    are then read at its own, or they would be enlarged.
+    """
+    row = DATASETS.get(recipe.dataset.partition(":")[0])
+    if row is None or not row.takes_size:
+        dataset = load_data(recipe.dataset, split=split, data_dir=data_dir)
+        return resized(dataset, recipe.size_px) if recipe.size_px else dataset
+    size_px = max(recipe.size_px, row.size_px if is_cropped else 0)
+    return load_data(recipe.dataset, split=split, data_dir=data_dir, size_px=size_px or None)
+
+
+def _crop_px(recipe: Recipe) -> int | None:
+    """Return to which size the recipe's augmentations bring images, None where they leave it."""
+    sizes = [parse_call(text).get("size_px") for text in recipe.augment]
+    return next((size for size in reversed(sizes) if size is not None), None)
+
+
 def _check(recipe: Recipe, team: Team) -> None:
-    """Raise UserError for numbers that nothing can be trained with; tell of a precision that will be slow."""
+    """Raise UserError for what nothing can be trained with; tell of a precision that will be slow."""
+    _check_words(recipe)
     if recipe.epochs < 1 or recipe.batch_size < 2:
         raise UserError(
             f"epochs must be at least 1 and batch_size 2, got {recipe.epochs} and {recipe.batch_size}"
@@ -184,6 +216,26 @@ def _check(recipe: Recipe, team: Team) -> None:
             "this processor has no units for bf16 and imitates them, some ten times slower than f32; "
             "--precision f32 trains in f32",
             file=sys.stderr,
+        )
+
+
+def _check_words(recipe: Recipe) -> None:
+    """Raise UserError for words that a recipe does not know, and for parts that contradict each other."""
+    for key, kind in get_type_hints(Recipe).items():
+        choices = get_args(kind)
+        if choices and isinstance(choices[0], str) and getattr(recipe, key) not in choices:
+            raise UserError(f"{key} must be {' or '.join(choices)}, got {getattr(recipe, key)!r}")
+    pipeline(recipe.augment)
+    crop_px = _crop_px(recipe)
+    if recipe.size_px < 0 or (recipe.size_px and crop_px not in (None, recipe.size_px)):
+        raise UserError(
+            "size_px must be 0 or the side of the images, and that of a crop in augment, got "
+            f"{recipe.size_px}" + (f" and a crop to {crop_px}" if crop_px is not None else "")
+        )
+    if recipe.glimpse_loss == "later" and recipe.alpha > 0 and recipe.glimpses < 2:
+        raise UserError(
+            "glimpse_loss = 'later' leaves the first glimpse out, and a network of one has no other; "
+            "take 'all', or alpha = 0"
         )
 
 
@@ -216,6 +268,8 @@ class _Run:
             recipe.backbone, recipe.glimpses, recipe.downsample, len(self.classes), recipe.gradient_scale
         )
         network = MGNet(architecture, glimpse_head=recipe.alpha > 0)
+        if recipe.initialisation == "authors":
+            initialise_as_authors_(network)
         if recipe.start_from:
             zoo.start_backbone_(network, recipe.start_from)
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
@@ -309,8 +363,10 @@ class _Run:
             return
         state = zoo.read_training_state(path)
         ours = {**asdict(self.recipe), "augment": list(self.recipe.augment)}
-        if state["recipe"] != ours:
-            changed = sorted(k for k in ours if ours[k] != state["recipe"].get(k))
+        # A state may be older than the keys that have a default.
+        theirs = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | state["recipe"]
+        if theirs != ours:
+            changed = sorted(k for k in ours if ours[k] != theirs.get(k))
             raise UserError(
                 f"{path} is of another recipe ({', '.join(changed)} differ); choose another --out"
             )
@@ -367,7 +423,8 @@ class _Learner(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             glimpses = self.network(x)
             head = self.network.glimpse_fc
-            own = head(glimpses.features.flatten(0, 1)) if head is not None else None
+            features = glimpses.features[1 if recipe.glimpse_loss == "later" else 0 :]
+            own = head(features.flatten(0, 1)) if head is not None else None
             return training_loss(glimpses, own, y, alpha=recipe.alpha, label_smoothing=recipe.label_smoothing)
 
 
@@ -380,8 +437,9 @@ def _hardener(text: str) -> tuple[Callable[..., Iterates], Threat]:
     needed = [name for name, default in options_of(row).items() if default is Parameter.empty]
     missing = [name for name in ("eps", *needed) if name not in dict(call.arguments)]
     if row.runs_long or row.is_adapted or missing:
+        usable = ", ".join(name for name, known in ATTACKS.items() if not known.runs_long)
         raise UserError(
-            f"a recipe's attack is fgsm, pgd or mifgsm with eps and all it needs, got {text!r}; "
+            f"a recipe's attack is one of {usable}, with eps and all it needs, got {text!r}; "
             "for example pgd(eps=8/255, step_size=4/255, steps=3)"
         )
     return partial(resolve(row), **options), Threat("linf", float(eps))
@@ -393,8 +451,6 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             network.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay, fused=True
         )
-    if recipe.optimizer != "adamw":
-        raise UserError(f"optimizer must be sgd or adamw, got {recipe.optimizer!r}")
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [

@@ -131,9 +131,68 @@ def test_a_sheet_shows_some_of_each_kind(mgnet: Classifier, answered: Dataset) -
     assert [case.index for case in again[1]] == [case.index for case in cases]
 
 
+@pytest.fixture(scope="module")
+def fickle(mgnet: Classifier) -> Classifier:
+    """The untrained network, which answers with the next class after its first glimpse."""
+
+    def exits(x: Tensor) -> Tensor:
+        logits = mgnet.exits(x)
+        return torch.cat([logits[-1:].roll(1, 2), logits[1:]])
+
+    return replace(mgnet, name="fickle", exits=exits)
+
+
+@pytest.mark.parametrize(
+    "pick, expected",
+    [("correct", [1, 4, 7]), ("wrong", [0, 2, 3]), ("saved", [1, 4, 7]), ("lost", [0, 3, 6])],
+)
+def test_a_pick_is_of_the_clean_answers(
+    fickle: Classifier, digits: Dataset, pick: str, expected: list[int]
+) -> None:
+    # Labels are in turn what it says first, what it says last, and what it says at neither.
+    images = torch.from_numpy(digits.images[:12])
+    with torch.no_grad():
+        first, *_, last = fickle.exits(images / 255).argmax(2)
+    turn = torch.arange(12) % 3
+    labels = torch.where(turn == 0, first, torch.where(turn == 1, last, (first + 1) % 10))
+    data = from_tensors(images, labels, name="turns", classes=digits.classes)
+    asked = sheet(fickle, data, pick=pick, count=3)
+    title, cases = find_cases(asked)
+    assert title.endswith(f"standard; {pick}")
+    assert [case.index for case in cases] == expected
+    for case in cases:
+        assert (case.clean.answers[-1] == case.label) == (pick in ("correct", "saved"))
+        assert (case.clean.answers[0] == case.label) == (pick == "lost" or case.index % 3 == 0)
+    again = find_cases(replace(asked, batch_size=12))[1]
+    assert [case.index for case in again] == expected
+
+
+def test_a_pick_that_no_image_is_of_is_refused(fickle: Classifier, digits: Dataset) -> None:
+    images = torch.from_numpy(digits.images[:3])
+    with torch.no_grad():
+        right = from_tensors(images, fickle.logits(images / 255).argmax(1), name="right", classes=10)
+    with pytest.raises(UserError, match="none of the first 3 images is lost; look at more of them"):
+        find_cases(sheet(fickle, right, pick="lost"))
+
+
+def test_fewer_of_a_pick_than_asked_for_are_told(
+    mgnet: Classifier, answered: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cases = find_cases(sheet(mgnet, answered, pick="wrong", count=9))
+    assert [case.index for case in cases] == [0, 3, 6, 9]
+    assert "4 of the first 12 images are wrong, fewer than the 9 asked for" in capsys.readouterr().err
+
+
+def test_a_network_of_one_exit_saves_and_loses_nothing(ffnet: Classifier, answered: Dataset) -> None:
+    with pytest.raises(UserError, match="answers once, so that no image is saved between"):
+        find_cases(sheet(ffnet, answered, pick="saved"))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"pick": "lots"}, "unknown pick 'lots'; did you mean 'lost'?"),
+        ({"pick": "lost", "indices": (1,)}, "by --index or by --pick; leave one of them out"),
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"indices": (3, -1)}, "from 0 up, got -1"),
         ({"indices": (12,)}, "answered has images 0 to 11, not 12"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustglimpse import Bench, bench, from_tensors, wrap
 from robustglimpse.data import Dataset
 from robustglimpse.models.answers import answers
-from robustglimpse.pairs import checked
+from robustglimpse.pairs import checked, load_pairs
 from robustglimpse.records import Classifier
 from robustglimpse.store import Provenance, Store
 from robustglimpse.surroundings import own_surroundings
@@ -41,6 +41,15 @@ def asked(model: Classifier, data: Dataset) -> Bench:
 def accuracy(model: Classifier, data: Dataset, out: Path) -> float:
     rows = bench(asked(model, data), out)
     return float(rows[rows["kind"] == "clean"].iloc[0]["accuracy"])
+
+
+def test_a_model_from_outside_gets_embedded_images_as_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    # Its size is what it was made for, not what it was trained on this set at: nothing is resized for it.
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 10))
+    model = wrap(pooled, name="pooled", size_px=32, classes=[str(k) for k in range(10)])
+    ((_, _, shown, _),) = load_pairs(Bench((model,), data="glimpse-digits", limit=2), "cpu")
+    assert shown.size_px == 64
+    assert "pooled: made for images of 32 px, gets those of glimpse-digits as they" in capfd.readouterr().err
 
 
 def test_a_module_that_was_trained_on_is_attacked_anew(

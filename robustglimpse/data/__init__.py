@@ -49,6 +49,10 @@ DATASETS: dict[str, DatasetRow] = {
         "robustglimpse.data:_glimpse_digits", "10", 64, "test", "nothing: embedded",
         "handwritten digits hidden in two photographs among coloured fragments",
     ),
+    "cluttered-digits": DatasetRow(
+        "robustglimpse.data:_cluttered_digits", "10", 112, "test", "nothing: embedded",
+        "a white digit somewhere on black, among pieces of others; one channel, given as three equal ones",
+    ),
     "tiny-imagenet": DatasetRow(
         "robustglimpse.data.folders:tiny_imagenet", "200 or a subset", 64, "val",
         "--data-dir: the official zip or its folder (or --download)",
@@ -223,6 +227,34 @@ def load_data(
     return dataset
 
 
+def resized(dataset: Dataset, size_px: int) -> Dataset:
+    """Return a set with its images resized whole to squares of size_px, itself where they have that size.
+
+    Nothing is cut away, other than from images of folders: sets of one size are drawn to their edges.  The
+    set stays the same to those who pair runs (its identity).  Raises UserError unless images are squares.
+    """
+    import numpy as np
+
+    from robustglimpse.data.images import Preparation, resize_whole
+
+    height, width = dataset.images.shape[2:]
+    if (height, width) == (size_px, size_px):
+        return dataset
+    if height != width or size_px < 1:
+        raise UserError(
+            f"{dataset.name}: expected square images and a size from 1 up, got {width} x {height} px and "
+            f"{size_px}; leave size_px out"
+        )
+    images = np.empty((len(dataset.images), 3, size_px, size_px), np.uint8)
+    for i, pixels in enumerate(dataset.images):
+        images[i] = resize_whole(pixels, size_px, f"{dataset.name}: image {i}")
+    note = f"{dataset.name}: images of {width} px are resized to {size_px} px"
+    return replace(
+        dataset, images=images, preparation=Preparation(size_px, size_px).tag, original="",
+        identity=dataset.identity or dataset.fingerprint, notes=(*dataset.notes, note),
+    )  # fmt: skip
+
+
 def check_download(name: str, row: DatasetRow) -> None:
     """Raise UserError where a data set has no archive to fetch."""
     if row.archive is None:
@@ -376,13 +408,14 @@ def from_loader(
     return from_tensors(np.concatenate(images), np.concatenate(labels), name=name, classes=classes)
 
 
-def _glimpse_digits(*, split: str, limit: int | None, **_: Any) -> Dataset:
+def _embedded(name: str, *, split: str, limit: int | None, **_: Any) -> Dataset:
     from robustglimpse.data import digits
 
     if split not in digits.COUNTS:
-        raise UserError(f"glimpse-digits has the splits {', '.join(digits.COUNTS)}, not {split!r}")
-    images, labels = digits.draw(split, limit=limit)
-    return Dataset("glimpse-digits", split, images, labels, digits.CLASSES, digits.COUNTS[split])
+        raise UserError(f"{name} has the splits {', '.join(digits.COUNTS)}, not {split!r}")
+    draw = {"glimpse-digits": digits.draw, "cluttered-digits": digits.draw_cluttered}[name]
+    images, labels = draw(split, limit=limit)
+    return Dataset(name, split, images, labels, digits.CLASSES, digits.COUNTS[split])
 
 
 def _precomputed(name: str, **options: Any) -> Dataset:
@@ -391,6 +424,8 @@ def _precomputed(name: str, **options: Any) -> Dataset:
     return by_split(name, **options)
 
 
+_glimpse_digits = partial(_embedded, "glimpse-digits")
+_cluttered_digits = partial(_embedded, "cluttered-digits")
 _imagenet_c = partial(_precomputed, "imagenet-c")
 _tiny_imagenet_c = partial(_precomputed, "tiny-imagenet-c")
 _cifar10_c = partial(_precomputed, "cifar10-c")

@@ -1,8 +1,13 @@
-"""The embedded data set: real handwritten digits hidden in real photographs, drawn from a seed.
+"""The embedded data sets: real handwritten digits, hidden in real photographs or among pieces, from a seed.
 
-A small cousin of the cluttered-digit sets that glimpse models grew up on (Mnih et al. 2014; Jaderberg
-et al. 2015): find the digit, then read it.  The digits are scikit-learn's copy of the UCI set (8 x 8,
-1 797 images, Alpaydin & Kaynak 1998), the backgrounds its two sample photographs.
+glimpse-digits is a small cousin of the cluttered-digit sets that glimpse models grew up on (Mnih et al.
+2014; Jaderberg et al. 2015): find the digit, then read it.  The digits are scikit-learn's copy of the UCI set
+(8 x 8, 1 797 images, Alpaydin & Kaynak 1998), the backgrounds its two sample photographs.
+
+cluttered-digits is the toy set of that literature itself, from the same digits: the "translated cluttered
+MNIST" of Mnih et al. 2014, a digit of 28 px anywhere on black with pieces of 8 px of other digits.  They have
+4 pieces at 60 px and 8 at 100 px; here are 8 at 112 px, the side of the toy images of MGNet's authors (theirs
+are translated MNIST without clutter, with Gaussian noise if asked for).
 """
 
 from __future__ import annotations
@@ -22,6 +27,9 @@ DEFAULT_SEED = 2021
 DIGIT_PX = (24, 40)
 FRAGMENTS = (2, 6)
 RIM_PX = 1.6
+CLUTTERED_PX = 112
+CLUTTERED_DIGIT_PX = 28
+PIECES, PIECE_PX = 8, 8
 # Digit images are dealt to the splits before anything is drawn: every fifth of a class is a test digit.
 TEST_SHARE = 5
 
@@ -45,6 +53,44 @@ def draw(split: str, *, limit: int | None = None, seed: int = DEFAULT_SEED) -> t
         u = np.random.Generator(np.random.Philox(key=[seed, (stream << 32) + i])).random(128)
         images[i] = _image(_Uniforms(u), by_class, int(labels[i]), digits, photographs)
     return images, labels
+
+
+def draw_cluttered(split: str, *, limit: int | None = None, seed: int = DEFAULT_SEED) -> tuple[Array, Array]:
+    """Return one split of cluttered-digits, or its first limit: u8 [N,3,112,112] and i64 [N] in [0,10).
+
+    Of one channel, which comes three times: networks here take three.  Splits, their digits, the order of
+    classes and what a seed promises are those of `draw`.
+    """
+    count = min(COUNTS[split], limit or COUNTS[split])
+    digits, digit_labels = _digits(split)
+    large = _resize(digits, CLUTTERED_DIGIT_PX)
+    by_class = [large[digit_labels == k] for k in range(10)]
+    images = np.empty((count, 3, CLUTTERED_PX, CLUTTERED_PX), np.uint8)
+    labels = np.arange(count, dtype=np.int64) % 10
+    stream = {"train": 2, "test": 3}[split]
+    for i in range(count):
+        u = np.random.Generator(np.random.Philox(key=[seed, (stream << 32) + i])).random(64)
+        images[i] = _cluttered(_Uniforms(u), by_class[int(labels[i])], large)
+    return images, labels
+
+
+def _cluttered(u: _Uniforms, same: Array, digits: Array) -> Array:
+    """Return one image u8 [112,112]: pieces of any digits, then the digit; where they meet the brighter."""
+    canvas = np.zeros((CLUTTERED_PX, CLUTTERED_PX))
+    for _ in range(PIECES):
+        digit = digits[u.integer(0, len(digits))]
+        top, left = (u.integer(0, CLUTTERED_DIGIT_PX - PIECE_PX + 1) for _ in range(2))
+        _brighten_(canvas, u, digit[top : top + PIECE_PX, left : left + PIECE_PX])
+    _brighten_(canvas, u, same[u.integer(0, len(same))])
+    return np.floor(canvas * 255 + 0.5).astype(np.uint8)
+
+
+def _brighten_(canvas: Array, u: _Uniforms, patch: Array) -> None:
+    """Put a square patch somewhere on the canvas, where it is the brighter one."""
+    side = len(patch)
+    y, x = (u.integer(0, len(canvas) - side + 1) for _ in range(2))
+    place = canvas[y : y + side, x : x + side]
+    np.maximum(place, patch, out=place)
 
 
 class _Uniforms:

@@ -144,6 +144,14 @@ def _prepared(image: Image, asked: Preparation, where: str) -> Image:
     return cropped
 
 
+def resize_whole(pixels: NDArray[np.uint8], size_px: int, where: str) -> NDArray[np.uint8]:
+    """Return a square image u8 [3,H,H] as u8 [3,size_px,size_px], resized whole, as a folder's would be."""
+    from PIL import Image as PillowImage
+
+    image = PillowImage.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return np.asarray(_prepared(image, Preparation(size_px, size_px), where)).transpose(2, 0, 1)
+
+
 def open_image(content: bytes, where: str) -> tuple[Image, list[str], str]:
     """Return an image as 8-bit RGB, which FINDINGS apply to it, and what Pillow warns of, "" for nothing.
 

@@ -1,4 +1,4 @@
-"""glimpse-digits is the same set everywhere, balanced, and keeps its test digits to itself."""
+"""The embedded sets are the same everywhere, balanced, and keep their test digits to themselves."""
 
 from __future__ import annotations
 
@@ -121,3 +121,71 @@ def test_an_unknown_split_is_refused_with_those_there_are() -> None:
 def test_a_limit_of_nothing_is_refused(limit: int) -> None:
     with pytest.raises(UserError, match="limit must be at least 1"):
         load_data("glimpse-digits", limit=limit)
+
+
+# cluttered-digits
+
+
+@pytest.fixture(scope="module")
+def cluttered() -> Dataset:
+    """The first 100 test images of cluttered-digits."""
+    return load_data("cluttered-digits", limit=100)
+
+
+# Recorded numbers, made by content_hash on 28 November (numpy 2.4, scikit-learn 1.9), as those above.
+@pytest.mark.parametrize(
+    "split, content",
+    [
+        ("test", "f92a6bb32d8ab0c2de19d5cd388b9a063f8506f3f9b940d920fc86d10e2df920"),
+        ("train", "f26b2531f7c611af3ef18e8033cc6d881d4651009f8629c2d49b763c59f0dd9d"),
+    ],
+)
+def test_cluttered_digits_begin_with_the_pinned_content(split: str, content: str) -> None:
+    assert content_hash(load_data("cluttered-digits", split=split, limit=50)) == content
+
+
+def test_cluttered_digits_are_one_channel_given_three_times(cluttered: Dataset) -> None:
+    assert (cluttered.images.dtype, cluttered.images.shape) == (np.uint8, (100, 3, 112, 112))
+    assert np.array_equal(cluttered.images[:, 0], cluttered.images[:, 1])
+    assert np.array_equal(cluttered.images[:, 0], cluttered.images[:, 2])
+    assert (cluttered.classes, cluttered.size_px, cluttered.total) == (tuple("0123456789"), 112, 1000)
+    assert np.bincount(cluttered.labels).tolist() == [10] * 10
+
+
+def test_a_cluttered_digit_is_white_on_black_and_small(cluttered: Dataset) -> None:
+    grey = cluttered.images[:, 0]
+    assert ((grey == 0).mean((1, 2)) > 0.8).all()
+    assert (grey.max((1, 2)) > 200).all()
+
+
+def test_a_digit_lies_anywhere_and_pieces_come_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    put: list[tuple[int, tuple[int, int]]] = []
+    brighten = module._brighten_
+
+    def watched(canvas: Any, u: Any, patch: Any) -> None:
+        before = canvas.copy()
+        brighten(canvas, u, patch)
+        assert (canvas >= before).all(), "the brighter one stays"
+        rows, columns = np.nonzero(canvas > before)
+        if len(patch) == 28:
+            put.append((len(patch), (int(rows.mean()), int(columns.mean()))))
+        else:
+            put.append((len(patch), (-1, -1)))
+
+    monkeypatch.setattr(module, "_brighten_", watched)
+    module.draw_cluttered("train", limit=100)
+    assert [side for side, _ in put] == ([8] * 8 + [28]) * 100
+    centres = np.array([centre for side, centre in put if side == 28])
+    assert (centres.min(0) < 20).all()
+    assert (centres.max(0) > 92).all()
+
+
+def test_cluttered_digits_of_one_split_are_no_others(cluttered: Dataset) -> None:
+    train = load_data("cluttered-digits", split="train", limit=100)
+    seen = {image.tobytes() for data in (cluttered, train) for image in data.images}
+    assert len(seen) == 200
+    other, labels = module.draw_cluttered("test", limit=8, seed=1)
+    assert np.array_equal(labels, cluttered.labels[:8])
+    assert not any(np.array_equal(a, b) for a, b in zip(other, cluttered.images, strict=False))
+    with pytest.raises(UserError, match="cluttered-digits has the splits train, test, not 'val'"):
+        load_data("cluttered-digits", split="val")

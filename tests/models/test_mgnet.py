@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from robustglimpse.attacks.gradient import pgd
 from robustglimpse.data import Dataset
 from robustglimpse.models import zoo
-from robustglimpse.models.backbones import BACKBONES, Backbone, family, feature_count
+from robustglimpse.models.backbones import BACKBONES, Backbone, family, feature_count, make_backbone
 from robustglimpse.models.mgnet import (
     GRADIENT_PATHS,
     Architecture,
@@ -239,7 +239,7 @@ def test_looking_at_a_quarter_of_a_ramp_reads_off_its_coordinates(side: int) -> 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_backbone_has_the_width_it_claims(name: str) -> None:
     with torch.device("meta"):  # shapes only
-        features = Backbone(name)(torch.empty(2, 3, 64, 64))
+        features = make_backbone(name)(torch.empty(2, 3, 64, 64))
     assert features.shape == (2, feature_count(name))
 
 
