@@ -681,6 +681,50 @@ def compare_(
         raise typer.Exit(1)
 
 
+@app.command("isolate")
+def isolate_(
+    model: Annotated[list[str], typer.Option(help="See `bench`. Repeatable.")] = ["mgnet-r18"],  # noqa: B006
+    attack: Annotated[str, typer.Option(help="pgd or mifgsm, with options or not.")] = "pgd",
+    steps: Annotated[int, typer.Option(help="Steps of the attack.")] = 16,
+    eps: Annotated[str, typer.Option(help="Radius of the ball, as each protocol reads it.")] = "4/255",
+    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
+    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    data_dir: DataDir = None,
+    split: Split = None,
+    size: Size = None,
+    limit: Limit = None,
+    batch_size: BatchSize = 64,
+    seed: Annotated[int, typer.Option(help="Seed of what is random in an attack.")] = 0,
+    device: Device = "auto",
+    out: Annotated[
+        Path, typer.Option(help="Results directory; what is already in it is not run again.")
+    ] = Path("runs/isolate"),
+) -> None:
+    """Tell what each difference between the protocols is worth: paper to adaptive, a change at a time.
+
+    Ball, verdict, start, tries and gradients change in turn, on the same images, with paired intervals.
+    `adaptive` makes three tries: it stands beside `standard` with three, so that only gradients differ.
+
+    Examples:
+
+        robustglimpse isolate --model ffnet-r18 --model mgnet-r18
+    """
+    from robustglimpse.isolate import isolate, to_markdown
+    from robustglimpse.runner import Bench
+    from robustglimpse.store import Store, csv_text
+
+    asked = Bench(
+        models=tuple(model), attacks=(attack,), steps=(steps,), eps=eps, step_size=step_size, norm=norm.value,
+        data=data, data_dir=data_dir, split=split, size_px=size, limit=limit, batch_size=batch_size,
+        seed=seed, device=device,
+    )  # fmt: skip
+    found = isolate(asked, out, command=shlex.join(["robustglimpse", *sys.argv[1:]]))
+    print(to_markdown(found))
+    Store(out).write_text("isolate.csv", csv_text(found))
+    print(f"\n{out / 'isolate.csv'}")
+
+
 @app.command()
 def doctor(
     names: Annotated[

@@ -33,6 +33,7 @@ SHORT = {
     "corruptions": ["--limit", "3", "--severity", "1", "--out", "run", "--device", "cpu"],
     "corrupt": ["--severity", "1", "--size", "16"],
     "compare": ["--limit", "2", "--steps", "1", "--out", "run", "--device", "cpu"],
+    "isolate": ["--limit", "2", "--steps", "1", "--out", "run", "--device", "cpu"],
     "profile": ["--size", "64", "--repeats", "1", "--batch-size", "1", "--device", "cpu"],
     "exits": ["--limit", "2", "--steps", "1", "--out", "run", "--device", "cpu"],
     "glimpses": ["--limit", "2", "--steps", "1", "--out", "sheet.png", "--device", "cpu"],

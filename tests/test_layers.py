@@ -19,6 +19,7 @@ LAYERS = [
     [
         "runner",
         "compare",
+        "isolate",
         "sweep",
         "exits",
         "glimpses",
