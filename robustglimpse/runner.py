@@ -224,18 +224,36 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
         )  # fmt: skip
         clean = replace(cell, threat=Threat("linf", 0.0), seed=0)  # nothing is drawn, nothing is perturbed
         yield Work(clean, classifier, dataset, provenance)
+        keys = set()
         for call in calls:
-            for protocol in dict.fromkeys(asked.protocols):
+            for protocol, tries in _tries(asked):
                 told = _as_protocol_starts(call, protocol)
                 plan = evaluate.make_plan(
                     told, protocol=protocol, threat=threat, normalisation=classifier.normalisation,
-                    restarts=asked.restarts, seed=asked.seed, all_exits=asked.all_exits, radii=radii,
+                    restarts=tries, seed=asked.seed, all_exits=asked.all_exits, radii=radii,
                 )  # fmt: skip
                 swept = Call(told.name, (*told.arguments, ("radii", list(radii)))) if radii else told
                 attacked = replace(
                     cell, perturb=str(swept), threat=plan.threat, protocol=protocol, restarts=plan.restarts
                 )
-                yield Work(attacked, classifier, dataset, provenance, plan)
+                if attacked.key not in keys:  # where nothing is drawn, more tries are one
+                    yield Work(attacked, classifier, dataset, provenance, plan)
+                keys.add(attacked.key)
+
+
+def _tries(asked: Bench) -> Iterator[tuple[str, int]]:
+    """Yield every protocol with its random starts; one that makes fewer tries than another also with as many.
+
+    `adaptive` goes through three gradients, each from a start of its own: beside `standard` with one try, what
+    the gradients do and what more tries do could not be told apart.
+    """
+    protocols = dict.fromkeys(asked.protocols)
+    rows = {name: find(PROTOCOLS, name, kind="protocol", listing="protocols") for name in protocols}
+    most = max(len(row.surrogates) for row in rows.values())
+    for name, row in rows.items():
+        yield name, asked.restarts
+        if row.random_start and len(row.surrogates) < most:
+            yield name, asked.restarts * most
 
 
 def _as_protocol_starts(call: Call, protocol: str) -> Call:

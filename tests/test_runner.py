@@ -139,6 +139,19 @@ def test_cells_in_another_order_give_the_same_rows(
     same_results(straight, tmp_path)
 
 
+def test_beside_adaptive_standard_makes_as_many_tries_too(tmp_path: Path) -> None:
+    both = replace(SMALL, protocols=("standard", "paper", "adaptive"), attacks=("pgd", "fgsm"), limit=4)
+    results = bench(both, tmp_path, command="test")
+    attacked = results[(results["kind"] == "attack") & (results["attack"] == "pgd")]
+    tried = attacked[["protocol", "restarts"]].drop_duplicates()
+    assert sorted(map(tuple, tried.to_numpy().tolist())) == [
+        ("adaptive", 1), ("paper", 1), ("standard", 1), ("standard", 3),
+    ]  # fmt: skip
+    worst = attacked[attacked["protocol"] == "standard"].set_index(["restarts", "steps"])["correct"]
+    assert (worst[3] <= worst[1]).all()
+    assert not results.duplicated(["cell", "exit", "judge", "steps"]).any()
+
+
 def test_batch_size_changes_nothing_but_float_noise(straight: Path, tmp_path: Path) -> None:
     bench(replace(SMALL, batch_size=7), tmp_path, command="test")
     left, right = read_results(straight), read_results(tmp_path)

@@ -309,7 +309,7 @@ def _threat_text(at: Any) -> str:
     if not pd.isna(at["step_size"]):
         parts.append(f"steps of {fraction_text(float(at['step_size']))}")
     if not pd.isna(at["restarts"]) and at["restarts"] > 1:
-        parts.append(f"{at['restarts']} restarts")
+        parts.append(f"restarts {at['restarts']}")
     if not pd.isna(at["seed"]) and at["seed"] != 0:
         parts.append(f"seed {at['seed']}")
     return ", ".join([*parts, *(at[name] for name in ("options", "swept") if at[name])])

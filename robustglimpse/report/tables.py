@@ -23,7 +23,7 @@ UNTOUCHED = [
 # How a label says what tells its cell from others: what was done, and to which images, ...
 DONE = {
     "norm": "{}", "eps_text": "eps {}", "steps": "{:.0f} steps", "step_size": "steps of {}",
-    "restarts": "{:.0f} restarts", "seed": "seed {:.0f}", "dataset": "{}", "split": "{}",
+    "restarts": "restarts {:.0f}", "seed": "seed {:.0f}", "dataset": "{}", "split": "{}",
     "size_px": "{:.0f} px", "n": "{:.0f} images",
 }  # fmt: skip
 # ... and whose numbers they are.

@@ -207,7 +207,7 @@ def test_the_area_of_a_curve_that_ends_early_is_not_told() -> None:
         ({"seed": 1}, "seed 1"),
         ({"norm": "l2"}, "l2"),
         ({"step_size": 2 / 255}, "steps of 2/255"),
-        ({"restarts": 5}, "5 restarts"),
+        ({"restarts": 5}, "restarts 5"),
         ({"dataset": "other"}, "other"),
         ({"split": "train"}, "train"),
         ({"n": 50}, "50 images"),
