@@ -244,8 +244,8 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
 def _tries(asked: Bench) -> Iterator[tuple[str, int]]:
     """Yield every protocol with its random starts; one that makes fewer tries than another also with as many.
 
-    `adaptive` goes through three gradients, each from a start of its own: beside `standard` with one try, what
-    the gradients do and what more tries do could not be told apart.
+    `adaptive` goes through three gradients, each from a start of its own: beside `standard` with one try,
+    what the gradients do and what more tries do could not be told apart.
     """
     protocols = dict.fromkeys(asked.protocols)
     rows = {name: find(PROTOCOLS, name, kind="protocol", listing="protocols") for name in protocols}

@@ -23,6 +23,8 @@ SPLITS = ("val", "valid", "validation", "test", "testing", "train", "training")
 IMAGENET_VAL = "ILSVRC2012_val_"
 VALPREP = "sort them into class folders with valprep.sh (of soumith/imagenetloader.torch)"
 FEW = 8  # of what is listed in one line
+IMAGENET100 = 100  # classes, of
+IMAGENET = 1000
 ANNOTATIONS = "val/val_annotations.txt"
 
 
@@ -212,6 +214,7 @@ def image_folder(*, split: str, data_dir: Path | None, limit: int | None, size_p
 def imagenet100(*, split: str, data_dir: Path | None, limit: int | None, size_px: int | None) -> Dataset:
     """Return the split train or val of a folder that holds both, each with a folder for every class.
 
+    Of the whole ImageNet, the first hundred classes by WNID are taken, which is what the paper's set is.
     val: as an image folder.  train: the centre square, 8/7 of size_px wide, for the random crops of training.
     """
     if split not in ("train", "val"):
@@ -225,7 +228,26 @@ def imagenet100(*, split: str, data_dir: Path | None, limit: int | None, size_px
         side_px = round(size_px * RESIZE_RATIO)
         asked = Preparation(side_px, side_px)
     source, files = folder_images(data_dir / split)
-    return _class_folders(source, files, "imagenet100", split, limit, asked)
+    return _class_folders(source, _first_hundred(source, files), "imagenet100", split, limit, asked)
+
+
+def _first_hundred(source: FolderSource, files: Sequence[str]) -> Sequence[str]:
+    """Return the files of ImageNet100: all that are there, or of the whole ImageNet its first classes'."""
+    wnids = sorted({sample.wnid for sample in class_samples(files)})
+    if len(wnids) <= IMAGENET100:
+        return files
+    root = printable(source.path)
+    if len(wnids) != IMAGENET:
+        raise UserError(
+            f"{root}: expected the {IMAGENET100} class folders of ImageNet100 or the {IMAGENET} of ImageNet, "
+            f"got {len(wnids)}; leave the others out, or read it as imagefolder:{root}"
+        )
+    chosen = set(wnids[:IMAGENET100])
+    source.notes += (
+        f"{root}: the first {IMAGENET100} of its {IMAGENET} classes are taken as ImageNet100, {wnids[0]} to "
+        f"{wnids[IMAGENET100 - 1]}",
+    )
+    return [sample.path for sample in class_samples(files) if sample.wnid in chosen]
 
 
 def _class_folders(

@@ -199,6 +199,22 @@ def test_imagenet100_keeps_the_square_that_training_crops_from(tmp_path: Path) -
     assert not np.array_equal(crop[0].permute(1, 2, 0).numpy(), np.asarray(centre))
 
 
+def test_of_the_whole_imagenet_the_first_hundred_classes_are_imagenet100(tmp_path: Path) -> None:
+    for k in range(1000):
+        folder = tmp_path / "val" / f"n{7 * k:08d}"
+        folder.mkdir(parents=True)
+        if k % 99 == 0:
+            save_image(folder / "0.png", 10, 10, seed=k)
+        else:
+            (folder / "0.png").write_bytes((tmp_path / "val" / "n00000000" / "0.png").read_bytes())
+    data = load_data("imagenet100", data_dir=tmp_path, size_px=8)
+    assert data.classes == tuple(f"n{7 * k:08d}" for k in range(100))
+    assert len(data.labels) == 100
+    assert any("the first 100 of its 1000 classes are taken as ImageNet100" in note for note in data.notes)
+    shutil.rmtree(tmp_path / "val" / "n00000000")
+    assert "or the 1000 of ImageNet, got 999" in refusal(lambda: load_data("imagenet100", data_dir=tmp_path))
+
+
 def test_whatever_imagenet100_lacks_is_named(tmp_path: Path) -> None:
     assert "splits train and val, not 'test'" in refusal(lambda: load_data("imagenet100", split="test"))
     assert "give --data-dir PATH, with train/WNID" in refusal(lambda: load_data("imagenet100"))
