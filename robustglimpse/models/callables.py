@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -158,6 +159,8 @@ def dtype_of(module: Any) -> torch.dtype:
 
 def is_dynamic(module: Any) -> bool:
     """Return whether a module has layers that are quantised by the range of what a batch gives them."""
+    if isinstance(module, torch.jit.ScriptModule):  # scripted or traced, frozen or not: its operators tell
+        return bool(re.search(r"quantized::\w*dynamic", str(getattr(module, "inlined_graph", ""))))
     parts = module.modules() if isinstance(module, nn.Module) else ()
     return any(".quantized.dynamic" in type(part).__module__ for part in parts)
 

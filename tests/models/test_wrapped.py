@@ -189,6 +189,18 @@ def test_what_has_no_gradient_is_told_and_loses_every_one(how: str, tmp_path: Pa
     assert (outcomes["zero_gradients"] == outcomes["backwards"]).all()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["scripted", "traced", "frozen"])
+def test_a_scripted_model_with_dynamic_layers_is_asked_one_image_at_a_time(how: str) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
+    run = torch.jit.trace(quantised, images(2)) if how == "traced" else torch.jit.script(quantised)
+    model = wrapped(torch.jit.freeze(run) if how == "frozen" else run)
+    assert "quantised by the range of a batch" in notes(model)
+    x = images()
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))
+
+
 def test_lazy_modules_get_their_weights_by_the_first_images() -> None:
     model = wrapped(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))
     assert model(images()).shape == (6, 3)
