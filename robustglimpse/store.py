@@ -152,13 +152,22 @@ class Store:
             "schema": SCHEMA,
             "key": cell.key,
             "cell": cell.described,
-            "provenance": asdict(provenance),
+            "provenance": {**asdict(provenance), "machine": self._machines(cell, provenance)},
             "outcomes": {"sha256": hashlib.sha256(content.getvalue()).hexdigest()},
             "rows": list(rows),
         }
         write_file(self._record(cell), (json.dumps(record, indent=1) + "\n").encode(), lasting=True)
         self._failure(cell).unlink(missing_ok=True)
         shutil.rmtree(self._parts(cell, provenance), ignore_errors=True)
+
+    def _machines(self, cell: Cell, provenance: Provenance) -> str:
+        """Return what made a cell: this machine, and before it the one that began it, if that is another."""
+        path, ours = self._parts(cell, provenance) / "provenance.json", provenance.machine
+        try:
+            begun = check(ProvenanceModel, read_json(path), path, what="what its batches depend on").machine
+        except UserError:  # none was begun, or all is made again here
+            return ours
+        return f"{begun}; {ours}" if begun and begun != ours else ours
 
     def fail(self, cell: Cell, row: Row, traceback: str) -> None:
         """Keep a cell's crash: its row, which has no accuracy, and where it happened."""

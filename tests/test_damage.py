@@ -487,6 +487,16 @@ def test_batches_beside_those_that_are_asked_for_change_nothing(
     assert "made again" not in capfd.readouterr().err
 
 
+def test_a_cell_that_two_machines_made_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stopped(tmp_path, monkeypatch) / "provenance.json"
+    here = json.loads(path.read_text())["machine"]
+    assert here.endswith("threads")
+    put(path, "machine", "another, AVX512, 2 threads")
+    bench(asked(), tmp_path)
+    found = [json.loads(each.read_text())["provenance"]["machine"] for each in (tmp_path / "cells").iterdir()]
+    assert sorted(found) == sorted([here, f"another, AVX512, 2 threads; {here}"])
+
+
 def test_a_whole_batch_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
