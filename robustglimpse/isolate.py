@@ -118,8 +118,8 @@ def _settings(asked: Bench, arm: Arm, share: float) -> Bench:
     told = replace(asked, protocols=(arm.protocol,), restarts=arm.tries)
     if not arm.is_small:
         return told
-    sizes = {key: parse_fraction(getattr(asked, key), what=key) for key in ("eps", "step_size")}
-    return replace(told, **{key: fraction_text(size * share) for key, size in sizes.items()})
+    eps, step = (parse_fraction(text, what="eps") for text in (asked.eps, asked.step_size))
+    return replace(told, eps=fraction_text(eps * share), step_size=fraction_text(step * share))
 
 
 def _stands(asked: Bench, arm: Arm, out: Path, store: Store, command: str) -> NDArray[np.bool_]:
@@ -153,11 +153,11 @@ def to_markdown(frame: pd.DataFrame) -> str:
     header = ["model", "change", "before", "after", "points [95 %]", "lost / gained", "p (Holm)", "isolates"]
     rows = [
         [
-            row.model, row.change, f"{row.before} {100 * row.accuracy_before:.1f}",
-            f"{row.after} {100 * row.accuracy_after:.1f}",
-            f"{100 * row.difference:+.1f} [{100 * row.ci_low:.1f}, {100 * row.ci_high:.1f}]",
-            f"{row.lost} / {row.gained} of {row.n}", f"{row.p_holm:.2g}", row.isolates,
+            row["model"], row["change"], f"{row['before']} {100 * row['accuracy_before']:.1f}",
+            f"{row['after']} {100 * row['accuracy_after']:.1f}",
+            f"{100 * row['difference']:+.1f} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]",
+            f"{row['lost']} / {row['gained']} of {row['n']}", f"{row['p_holm']:.2g}", row["isolates"],
         ]
-        for row in frame.itertuples()
+        for row in frame.to_dict("records")
     ]  # fmt: skip
     return markdown(header, rows)
