@@ -153,7 +153,7 @@ def bench(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
     """
     check_asked(asked, Bench, "bench(Bench(models='mgnet-r18'), 'runs/mine')")
     device = choose_device(asked.device)
-    work = list(plan_work(asked, device))
+    work = list(plan_work(asked, device, at_equal_tries=True))
     store = Store(out)
     store.add_run(run_info(asked, work, device, command))
     run_all([[w] for w in work], store, device, title="bench")
@@ -203,8 +203,11 @@ def choose_device(name: str) -> str:
     return name
 
 
-def plan_work(asked: Bench, device: str) -> Iterator[Work]:
-    """Yield the clean cell and the attack cells of every model, all arguments checked."""
+def plan_work(asked: Bench, device: str, *, at_equal_tries: bool = False) -> Iterator[Work]:
+    """Yield the clean cell and the attack cells of every model, all arguments checked.
+
+    at_equal_tries: add cells that make as many tries as the protocol that makes most (see _tries).
+    """
     radii = radii_of(asked)
     threat = Threat(asked.norm, radii[-1] if radii else _positive(asked.eps, "eps"))
     for what, value in (("eps", threat.eps), ("step size", _positive(asked.step_size, "step size"))):
@@ -226,7 +229,7 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
         yield Work(clean, classifier, dataset, provenance)
         keys = set()
         for call in calls:
-            for protocol, tries in _tries(asked):
+            for protocol, tries in _tries(asked, at_equal_tries):
                 told = _as_protocol_starts(call, protocol)
                 plan = evaluate.make_plan(
                     told, protocol=protocol, threat=threat, normalisation=classifier.normalisation,
@@ -241,8 +244,8 @@ def plan_work(asked: Bench, device: str) -> Iterator[Work]:
                 keys.add(attacked.key)
 
 
-def _tries(asked: Bench) -> Iterator[tuple[str, int]]:
-    """Yield every protocol with its random starts; one that makes fewer tries than another also with as many.
+def _tries(asked: Bench, at_equal_tries: bool) -> Iterator[tuple[str, int]]:
+    """Yield every protocol with its random starts; at_equal_tries: one of fewer tries also with as many.
 
     `adaptive` goes through three gradients, each from a start of its own: beside `standard` with one try,
     what the gradients do and what more tries do could not be told apart.
@@ -252,7 +255,7 @@ def _tries(asked: Bench) -> Iterator[tuple[str, int]]:
     most = max(len(row.surrogates) for row in rows.values())
     for name, row in rows.items():
         yield name, asked.restarts
-        if row.random_start and len(row.surrogates) < most:
+        if at_equal_tries and row.random_start and len(row.surrogates) < most:
             yield name, asked.restarts * most
 
 

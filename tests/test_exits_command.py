@@ -227,6 +227,15 @@ def test_the_papers_protocol_shows_the_last_iterate(mgnet: Classifier, tmp_path:
     assert row["correct"] == (outcomes["pred"] == outcomes["label"])[outcomes["exit"] == 3].sum()
 
 
+def test_a_study_of_several_protocols_has_one_point_for_each(mgnet: Classifier, tmp_path: Path) -> None:
+    asked = replace(STUDY, models=(mgnet,), protocols=("standard", "adaptive"))
+    points = exit_points(study_exits(asked, tmp_path))
+    attacked = points[points["condition"] == "attack"]
+    assert sorted(zip(attacked["protocol"], attacked["exit"], strict=True)) == [
+        (protocol, k) for protocol in ("adaptive", "standard") for k in (1, 2, 3)
+    ]
+
+
 def test_the_gate_and_the_report_read_a_study(straight: Path) -> None:
     frame = read_results(straight)
     assert {o.cell["model"] for o in read_outcomes(straight)} == {
