@@ -29,7 +29,9 @@ from robustglimpse.registry import parse_fraction
 GradientPath = Literal["as-trained", "no-detach", "exact"]
 GRADIENT_PATHS: tuple[GradientPath, ...] = ("as-trained", "no-detach", "exact")
 REGION_SCALE = (0.2, 0.5)
-AT_ONCE = 16  # rows and outputs of a linear layer: MKL was seen to take other ways below 12
+# MKL was seen to add in another order on 1 and 2 threads for up to 11 rows that are no multiple of 4, and for
+# fewer outputs than 12.
+ROWS, OUTPUTS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -235,9 +237,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if weight.requires_grad or x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    rows, outputs = -len(x) % AT_ONCE, -len(weight) % AT_ONCE
-    y = F.linear(F.pad(x, (0, 0, 0, rows)), F.pad(weight, (0, 0, 0, outputs)), F.pad(bias, (0, outputs)))
-    return y[: len(x), : len(weight)]
+    count, outputs = len(x), len(weight)
+    if count % ROWS:
+        x = F.pad(x, (0, 0, 0, -count % ROWS))
+    if outputs < OUTPUTS:  # no more than these: to copy a large weight would cost as much as the product
+        weight, bias = (F.pad(weight, (0, 0, 0, OUTPUTS - outputs)), F.pad(bias, (0, OUTPUTS - outputs)))
+    return F.linear(x, weight, bias)[:count, :outputs]
 
 
 @torch.no_grad()
