@@ -35,6 +35,10 @@ MODEL_HELP = (
     "A name from `list models`, a .safetensors file, or a call: torchvision:resnet50. "
     f"{FACTORY_HELP} Repeatable."
 )
+Eps = Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")]
+StepSize = Annotated[str, typer.Option(help="Size of a step, in the units of eps.")]
+Data = Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")]
+AttackSeed = Annotated[int, typer.Option(help="Seed of what is random in an attack.")]
 DataDir = Annotated[Path | None, typer.Option(help="The data set's archive or folder.")]
 Split = Annotated[str | None, typer.Option(help="Which split.  [default: the data set's test split]")]
 Size = Annotated[
@@ -76,6 +80,9 @@ class NormChoice(StrEnum):
 
     linf = "linf"
     l2 = "l2"
+
+
+Norm = Annotated[NormChoice, typer.Option(help="Norm of the ball.")]
 
 
 class PickChoice(StrEnum):
@@ -174,12 +181,12 @@ def bench(
     steps: Annotated[
         str, typer.Option(help="Step counts to report; one run of the largest gives all.")
     ] = "1,2,4,8,16",
-    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
+    eps: Eps = "4/255",
     curve: Annotated[
         str, typer.Option(help="`eps`: accuracy against eps, for --eps 1/255,2/255,4/255 or 8 parts of one.")
     ] = "",
-    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
-    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    step_size: StepSize = "1/255",
+    norm: Norm = NormChoice.linf,
     restarts: Annotated[int, typer.Option(help="Random starts; the worst counts.")] = 1,
     protocol: Annotated[list[str], typer.Option(help=f"{', '.join(PROTOCOLS)}. Repeatable.")] = ["standard"],  # noqa: B006
     data: Annotated[
@@ -383,12 +390,12 @@ def exits_(
         bool, typer.Option("--against-rule", help="Attack exit by confidence itself too, at every threshold.")
     ] = False,
     steps: Annotated[int, typer.Option(help="Steps of every attack that takes them.")] = 16,
-    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
-    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
-    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    eps: Eps = "4/255",
+    step_size: StepSize = "1/255",
+    norm: Norm = NormChoice.linf,
     restarts: Annotated[int, typer.Option(help="Random starts; the worst counts.")] = 1,
     protocol: Annotated[list[str], typer.Option(help=f"{', '.join(PROTOCOLS)}. Repeatable.")] = ["standard"],  # noqa: B006
-    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    data: Data = None,
     data_dir: DataDir = None,
     split: Split = None,
     size: Size = None,
@@ -473,12 +480,12 @@ def glimpses_(
     ] = None,
     attack: Annotated[str, typer.Option(help="A name or a call: see `bench`.")] = "pgd",
     steps: Annotated[int, typer.Option(help="Its steps, where it takes them.")] = 16,
-    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
-    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
-    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
+    eps: Eps = "4/255",
+    step_size: StepSize = "1/255",
+    norm: Norm = NormChoice.linf,
     restarts: Annotated[int, typer.Option(help="Random starts; the worst counts.")] = 1,
     protocol: Annotated[str, typer.Option(help=f"{', '.join(PROTOCOLS)}.")] = "standard",
-    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    data: Data = None,
     data_dir: DataDir = None,
     split: Split = None,
     size: Size = None,
@@ -638,16 +645,16 @@ def compare_(
     ],
     model: Annotated[list[str], typer.Option(help="See `bench`. Repeatable.")] = ["mgnet-r18"],  # noqa: B006
     steps: Annotated[int, typer.Option(help="Steps of every attack that takes them.")] = 40,
-    eps: Annotated[str, typer.Option(help="Radius of the ball, in [0,1] pixel units.")] = "4/255",
-    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
-    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
-    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    eps: Eps = "4/255",
+    step_size: StepSize = "1/255",
+    norm: Norm = NormChoice.linf,
+    data: Data = None,
     data_dir: DataDir = None,
     split: Split = None,
     size: Size = None,
     limit: Limit = 100,
     batch_size: BatchSize = 50,
-    seed: Annotated[int, typer.Option(help="Seed of what is random in an attack.")] = 0,
+    seed: AttackSeed = 0,
     device: Device = "auto",
     out: Annotated[
         Path, typer.Option(help="Results directory; what is already in it is not run again.")
@@ -687,15 +694,15 @@ def isolate_(
     attack: Annotated[str, typer.Option(help="pgd or mifgsm, with options or not.")] = "pgd",
     steps: Annotated[int, typer.Option(help="Steps of the attack.")] = 16,
     eps: Annotated[str, typer.Option(help="Radius of the ball, as each protocol reads it.")] = "4/255",
-    step_size: Annotated[str, typer.Option(help="Size of a step, in the units of eps.")] = "1/255",
-    norm: Annotated[NormChoice, typer.Option(help="Norm of the ball.")] = NormChoice.linf,
-    data: Annotated[str | None, typer.Option(help="See `bench`.  [default: the model's own]")] = None,
+    step_size: StepSize = "1/255",
+    norm: Norm = NormChoice.linf,
+    data: Data = None,
     data_dir: DataDir = None,
     split: Split = None,
     size: Size = None,
     limit: Limit = None,
     batch_size: BatchSize = 64,
-    seed: Annotated[int, typer.Option(help="Seed of what is random in an attack.")] = 0,
+    seed: AttackSeed = 0,
     device: Device = "auto",
     out: Annotated[
         Path, typer.Option(help="Results directory; what is already in it is not run again.")
@@ -705,6 +712,7 @@ def isolate_(
 
     Ball, verdict, start, tries and gradients change in turn, on the same images, with paired intervals.
     `adaptive` makes three tries: it stands beside `standard` with three, so that only gradients differ.
+    A model with one exit has one gradient: that row then compares other random starts.
 
     Examples:
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustglimpse.attacks import ATTACKS, canonical, options_of
 from robustglimpse.pairs import each_model
-from robustglimpse.records import PROTOCOLS, UserError
+from robustglimpse.records import PROTOCOLS, Classifier, UserError
 from robustglimpse.registry import fraction_text, parse_call, parse_fraction
 from robustglimpse.report.tables import markdown
 from robustglimpse.request import check_asked
@@ -76,19 +76,24 @@ def isolate(asked: Bench, out: Path, *, command: str = "") -> pd.DataFrame:
 
     A row per model and change: accuracies after the last step, on the same images; difference = after -
     before with its exact 95 % interval (stats.table_difference), McNemar's p-value, and p_holm over the
-    model's rows.  isolates: what is changed, in words; all else is equal, also the number of tries.
+    model's rows.  isolates: what is changed, in words; all else is equal; tries too, unless they are it.
+    Of a model with one exit all gradients are one, and that row compares other random starts.
     asked: one attack that yields a curve over steps and can start at random; its protocols and restarts are
     not used.  Raises UserError for another attack, several, or a sweep, and where a cell crashes.
     """
     check_asked(asked, Bench, "isolate(Bench(models='mgnet-r18'), 'runs/mine')")
     _check(asked)
     store, found = Store(out), []
-    asked = replace(asked, steps=(max(asked.steps),), all_exits=False)
-    for model in asked.models:
-        ((name, classifier),) = each_model((model,), choose_device(asked.device))
-        share = float(np.mean(classifier.normalisation[1]))  # of a pixel, in the units of `paper`
-        one = replace(asked, models=(model,))
-        stands = [_stands(_settings(one, arm, share), arm, out, store, command) for arm in ARMS]
+    asked = replace(
+        asked, steps=(max(asked.steps),), protocols=tuple(PROTOCOLS), restarts=1, all_exits=False
+    )  # bench adds `standard` with as many tries as `adaptive` makes
+    for name, classifier in each_model(asked.models, choose_device(asked.device)):
+        one = replace(asked, models=(replace(classifier, name=name),))
+        runs = {arm.is_small: _settings(one, arm, classifier) for arm in ARMS}
+        results = {
+            is_small: _whole(bench(each, out, command=command), out) for is_small, each in runs.items()
+        }
+        stands = [_stands(results[arm.is_small], arm, store) for arm in ARMS]
         rows = [_row(name, k, stands[k], stands[k + 1]) for k in range(len(CHANGES))]
         adjusted = holm([row["p_value"] for row in rows])
         found += [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
@@ -113,26 +118,31 @@ def _check(asked: Bench) -> None:
         )
 
 
-def _settings(asked: Bench, arm: Arm, share: float) -> Bench:
-    """Return what runs an arm. share: how large a unit of normalised pixels is in pixels, on average."""
-    told = replace(asked, protocols=(arm.protocol,), restarts=arm.tries)
+def _settings(asked: Bench, arm: Arm, classifier: Classifier) -> Bench:
+    """Return what runs an arm: all protocols, or `plain` in a ball as small as `paper`'s is in pixels."""
     if not arm.is_small:
-        return told
-    eps, step = (parse_fraction(text, what="eps") for text in (asked.eps, asked.step_size))
-    return replace(told, eps=fraction_text(eps * share), step_size=fraction_text(step * share))
+        return asked
+    share = float(np.mean(classifier.normalisation[1]))  # of a pixel, in the units of `paper`
+    eps, step = (parse_fraction(text, what="eps") * share for text in (asked.eps, asked.step_size))
+    return replace(asked, protocols=(arm.protocol,), eps=fraction_text(eps), step_size=fraction_text(step))
 
 
-def _stands(asked: Bench, arm: Arm, out: Path, store: Store, command: str) -> NDArray[np.bool_]:
-    """Return which images stand after an arm's last step, by their place in the set."""
-    results = bench(asked, out, command=command)
-    rows = results[results["kind"] == "attack"]
+def _whole(results: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """Return the attacked rows of a run. Raises UserError where a cell crashed: nothing is known then."""
     failed = results[results["status"] == "failed"]
     if len(failed):
+        row = failed.iloc[0]
         raise UserError(
-            f"{failed['model'].iloc[0]}: the cell of {arm.name!r} crashed ({failed['error'].iloc[0]}); its "
-            f"traceback: {store.root / 'failures'}"
+            f"{row['model']}: a cell crashed ({row['error']}), so that nothing can be taken apart; its "
+            f"traceback: {out / 'failures'}"
         )
-    row = rows[rows["judge"] == arm.judge].iloc[-1]
+    return results[results["kind"] == "attack"]
+
+
+def _stands(rows: pd.DataFrame, arm: Arm, store: Store) -> NDArray[np.bool_]:
+    """Return which images stand after an arm's last step, by their place in the set."""
+    is_arm = (rows["protocol"] == arm.protocol) & (rows["judge"] == arm.judge)
+    (row,) = rows[is_arm & (rows["restarts"] == arm.tries)].to_dict("records")
     outcomes, most = store.outcomes(str(row["cell"])).sort_values("index"), int(row["steps"])
     return is_correct(outcomes, arm.judge, most, most=most)
 

@@ -17,30 +17,30 @@ def describe(device: str) -> dict[str, str]:
     """
     import torch
 
-    threads = str(torch.get_num_threads())
-    told = {"processor": processor(), "instructions": _instructions(), "threads": threads, "commit": commit()}
-    if device.startswith("cuda"):
-        told["gpu"] = torch.cuda.get_device_name()
-    return told
+    told = {
+        "processor": processor(), "instructions": _instructions(), "threads": str(torch.get_num_threads()),
+        "commit": commit(),
+    }  # fmt: skip
+    return {**told, "gpu": torch.cuda.get_device_name()} if device.startswith("cuda") else told
 
 
 def name_of(device: str) -> str:
     """Return the machine in a line: what may round as it does.  device: "cpu" or "cuda"."""
-    told = describe(device)
-    if "gpu" in told:
-        return told["gpu"]
-    return f"{told['processor']}, {told['instructions']}, {told['threads']} threads"
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"{processor()}, {_instructions()}, {torch.get_num_threads()} threads"
 
 
 @cache
 def processor() -> str:
     """Return the processor's name, as the system tells it."""
-    with suppress(OSError, StopIteration):
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         told = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines[:30]}
-        parts = [told.get("model name", ""), "family " + told.get("cpu family", "")]
-        if parts[0]:
-            return f"{parts[0]} ({parts[1]}, model {told.get('model', '')})"
+        if told.get("model name"):
+            return f"{told['model name']} (family {told.get('cpu family')}, model {told.get('model')})"
     return platform.processor() or platform.machine() or "unknown"
 
 

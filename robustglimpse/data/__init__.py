@@ -408,13 +408,12 @@ def from_loader(
     return from_tensors(np.concatenate(images), np.concatenate(labels), name=name, classes=classes)
 
 
-def _embedded(name: str, *, split: str, limit: int | None, **_: Any) -> Dataset:
+def _embedded(name: str, draw: str, *, split: str, limit: int | None, **_: Any) -> Dataset:
     from robustglimpse.data import digits
 
     if split not in digits.COUNTS:
         raise UserError(f"{name} has the splits {', '.join(digits.COUNTS)}, not {split!r}")
-    draw = {"glimpse-digits": digits.draw, "cluttered-digits": digits.draw_cluttered}[name]
-    images, labels = draw(split, limit=limit)
+    images, labels = getattr(digits, draw)(split, limit=limit)
     return Dataset(name, split, images, labels, digits.CLASSES, digits.COUNTS[split])
 
 
@@ -424,8 +423,8 @@ def _precomputed(name: str, **options: Any) -> Dataset:
     return by_split(name, **options)
 
 
-_glimpse_digits = partial(_embedded, "glimpse-digits")
-_cluttered_digits = partial(_embedded, "cluttered-digits")
+_glimpse_digits = partial(_embedded, "glimpse-digits", "draw")
+_cluttered_digits = partial(_embedded, "cluttered-digits", "draw_cluttered")
 _imagenet_c = partial(_precomputed, "imagenet-c")
 _tiny_imagenet_c = partial(_precomputed, "tiny-imagenet-c")
 _cifar10_c = partial(_precomputed, "cifar10-c")

@@ -12,6 +12,7 @@ are translated MNIST without clutter, with Gaussian noise if asked for).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -42,17 +43,15 @@ def draw(split: str, *, limit: int | None = None, seed: int = DEFAULT_SEED) -> t
     The same seed gives the same bytes on every machine: each image has a generator of its own, and
     only elementwise arithmetic touches its pixels.  Raises KeyError for another split name.
     """
-    count = min(COUNTS[split], limit or COUNTS[split])
     digits, digit_labels = _digits(split)
     photographs = _photographs()
     by_class = [digits[digit_labels == k] for k in range(10)]
-    images = np.empty((count, 3, SIZE_PX, SIZE_PX), np.uint8)
-    labels = np.arange(count, dtype=np.int64) % 10
+
+    def image(u: _Uniforms, label: int) -> Array:
+        return _image(u, by_class, label, digits, photographs)
+
     stream = {"train": 0, "test": 1}[split]
-    for i in range(count):
-        u = np.random.Generator(np.random.Philox(key=[seed, (stream << 32) + i])).random(128)
-        images[i] = _image(_Uniforms(u), by_class, int(labels[i]), digits, photographs)
-    return images, labels
+    return _drawn(image, SIZE_PX, min(COUNTS[split], limit or COUNTS[split]), (seed, stream), numbers=128)
 
 
 def draw_cluttered(split: str, *, limit: int | None = None, seed: int = DEFAULT_SEED) -> tuple[Array, Array]:
@@ -61,16 +60,30 @@ def draw_cluttered(split: str, *, limit: int | None = None, seed: int = DEFAULT_
     Of one channel, which comes three times: networks here take three.  Splits, their digits, the order of
     classes and what a seed promises are those of `draw`.
     """
-    count = min(COUNTS[split], limit or COUNTS[split])
     digits, digit_labels = _digits(split)
     large = _resize(digits, CLUTTERED_DIGIT_PX)
     by_class = [large[digit_labels == k] for k in range(10)]
-    images = np.empty((count, 3, CLUTTERED_PX, CLUTTERED_PX), np.uint8)
-    labels = np.arange(count, dtype=np.int64) % 10
+
+    def image(u: _Uniforms, label: int) -> Array:
+        return _cluttered(u, by_class[label], large)
+
     stream = {"train": 2, "test": 3}[split]
+    return _drawn(image, CLUTTERED_PX, min(COUNTS[split], limit or COUNTS[split]), (seed, stream), numbers=64)
+
+
+def _drawn(
+    image: Callable[[_Uniforms, int], Array], size_px: int, count: int, key: tuple[int, int], *, numbers: int
+) -> tuple[Array, Array]:
+    """Return images u8 [N,3,S,S] and their labels i64 [N], the classes in turn.
+
+    image: makes one of a label from so many uniform numbers.  key: the seed and the stream of all of them.
+    """
+    images = np.empty((count, 3, size_px, size_px), np.uint8)
+    labels = np.arange(count, dtype=np.int64) % 10
+    seed, stream = key
     for i in range(count):
-        u = np.random.Generator(np.random.Philox(key=[seed, (stream << 32) + i])).random(64)
-        images[i] = _cluttered(_Uniforms(u), by_class[int(labels[i])], large)
+        u = np.random.Generator(np.random.Philox(key=[seed, (stream << 32) + i])).random(numbers)
+        images[i] = image(_Uniforms(u), int(labels[i]))
     return images, labels
 
 

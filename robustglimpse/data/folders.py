@@ -233,7 +233,8 @@ def imagenet100(*, split: str, data_dir: Path | None, limit: int | None, size_px
 
 def _first_hundred(source: FolderSource, files: Sequence[str]) -> Sequence[str]:
     """Return the files of ImageNet100: all that are there, or of the whole ImageNet its first classes'."""
-    wnids = sorted({sample.wnid for sample in class_samples(files)})
+    samples = class_samples(files)
+    wnids = sorted({sample.wnid for sample in samples})
     if len(wnids) <= IMAGENET100:
         return files
     root = printable(source.path)
@@ -247,7 +248,7 @@ def _first_hundred(source: FolderSource, files: Sequence[str]) -> Sequence[str]:
         f"{root}: the first {IMAGENET100} of its {IMAGENET} classes are taken as ImageNet100, {wnids[0]} to "
         f"{wnids[IMAGENET100 - 1]}",
     )
-    return [sample.path for sample in class_samples(files) if sample.wnid in chosen]
+    return [sample.path for sample in samples if sample.wnid in chosen]
 
 
 def _class_folders(
